@@ -1,0 +1,1 @@
+"""edgewise: which prompts deserve rollouts next?"""

@@ -1,0 +1,107 @@
+"""What a paper implements: one small class that never sees a trainer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal, Protocol
+
+import numpy as np
+
+from edgewise.errors import EdgewiseError
+from edgewise.types import Floats, Groups, Ints, MethodState, Requests, Setting, Signal, Verdicts
+
+
+class StepView(Protocol):
+    """What a method may see and ask of the step under way. It cannot change the run through it."""
+
+    @property
+    def number(self) -> int:
+        """Selector step, from 0."""
+
+    @property
+    def round(self) -> int:
+        """Generation round inside the step, from 0; rounds after the first are top-ups."""
+
+    @property
+    def policy_version(self) -> int:
+        """Version of the weights that will generate; grows with each optimizer step the host counts."""
+
+    @property
+    def streaming(self) -> bool:
+        """True for `Selector.take`: one proposal, no top-up, no oversampling."""
+
+    @property
+    def strict(self) -> bool:
+        """True when problems raise instead of degrading."""
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A fresh generator that is a function of (seed, step, round, purpose) and of nothing else."""
+
+    def draw(self, n: int) -> Ints:
+        """The next at most `n` rows of the shuffled stream of prompts, which runs on into the next epoch.
+
+        Never a row in flight, never a row twice in one step; shorter than `n` (down to empty) once every such row was offered.
+        """
+
+    def signal(self, name: Signal, rows: Ints) -> Floats:
+        """Ask the host for `name` at `rows`. Returns (n,) floats as the host gave them; NaN is possible.
+
+        Raises SignalError if the host cannot serve the name or answers with another length.
+        """
+
+    def log(self, **values: float) -> None:
+        """Add values to this step's metrics. Repeated names in one step are summed; see `gauge` for levels."""
+
+    def gauge(self, **values: float) -> None:
+        """Set this step's metrics to the given levels; the last call wins."""
+
+    def problem(self, error: EdgewiseError) -> None:
+        """Something is wrong that the method can live with: raises in strict mode, else warns once and counts."""
+
+
+class Method(ABC):
+    """One way of choosing prompts: `propose` before rollouts, `judge` and `observe` after.
+
+    Life of one step: `propose(room, step)` is called while `room` > 0 groups are missing; each finished round goes
+    through `judge` and then `observe` (every group rolled out: kept, dropped or surplus). Only `observe` writes what is kept per prompt,
+    and only at the rows of the groups it is given; `propose` and `judge` may write shared state, never per-prompt state. The
+    selector relies on this to roll a failed step back at a cost that follows the batch, not the pool.
+    """
+
+    name: ClassVar[str]
+    """Lower-case name of the paper's method, written into saved states."""
+
+    needs: frozenset[Signal] = frozenset()
+    """Signals without which the method cannot run; a host that lacks one refuses it at start."""
+
+    scope: Literal["group", "batch"] = "group"
+    """Whether `judge` may be given groups one at a time ("group") or needs the whole round ("batch")."""
+
+    @abstractmethod
+    def start(self, setting: Setting) -> None:
+        """Allocate state for a pool. Raises ConfigError if the setting cannot work with the hyper-parameters."""
+
+    @abstractmethod
+    def propose(self, room: int, step: StepView) -> Requests:
+        """Choose prompts for the next round while `room` >= 1 groups are missing. Empty means: cannot fill."""
+
+    def judge(self, groups: Groups, step: StepView) -> Verdicts:
+        """Decide which finished groups may be trained on. Default: every group with at least two valid rollouts."""
+        del step
+        return Verdicts.of(groups.valid.sum(axis=1) >= 2, "incomplete")
+
+    def observe(self, groups: Groups, step: StepView) -> None:
+        """Learn from finished groups that have at least one valid rollout. Default: learn nothing."""
+        del groups, step
+
+    @abstractmethod
+    def parameters(self) -> dict[str, bool | int | float | str | None]:
+        """Hyper-parameters as JSON scalars; compared with a saved state's at resume."""
+
+    @abstractmethod
+    def state(self) -> MethodState:
+        """Named arrays from which `restore` rebuilds the method exactly. May hand out live arrays."""
+
+    @abstractmethod
+    def restore(self, state: MethodState) -> None:
+        """Become exactly the method that gave `state`. `start` was called before with the same setting."""

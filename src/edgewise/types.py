@@ -1,0 +1,168 @@
+"""What travels between host, selector and method: plain frozen records over numpy arrays.
+
+Axes: `n` prompts of one request or report, `G` rollouts of one group (the widest of the report; shorter groups are padded).
+A `row` is a prompt's position in the `PromptPool`; a `prompt_id` is its stable name. Methods see rows, people see ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Floats: TypeAlias = npt.NDArray[np.float64]
+Ints: TypeAlias = npt.NDArray[np.int64]
+Bools: TypeAlias = npt.NDArray[np.bool_]
+Array: TypeAlias = npt.NDArray[Any]
+
+Signal: TypeAlias = str
+"""Name of something the host computes on request. Open: a host and a method may agree on a name of their own."""
+
+PROMPT_ENTROPY: Signal = "prompt_entropy"
+"""(n,) nats: mean full-vocabulary token entropy over the prompt, current policy (HIVE, stage 2)."""
+ROLLOUT_ENTROPY: Signal = "rollout_entropy"
+"""Arrives with the outcome: mean full-vocabulary token entropy over the responses of the group, nats (HIVE, λ < 1)."""
+PASS_RATE: Signal = "pass_rate"
+"""(n,) in [0, 1]: the exact pass probability. Only a laboratory can serve it; it makes the oracle."""
+
+ROLLOUT_SIGNALS: frozenset[Signal] = frozenset({ROLLOUT_ENTROPY})
+"""Signals that arrive with outcomes; every other name is asked for through `StepView.signal`."""
+
+Status: TypeAlias = Literal["ok", "truncated", "failed", "cancelled"]
+"""`truncated` rollouts carry a reward like `ok` ones; `failed` and `cancelled` ones carry none (missing is not zero)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setting:
+    """What a method is told once, before its first step.
+
+    pool_size: number of prompts N >= 1.  batch_size: groups in one training batch B >= 1.
+    group_size: rollouts of one group G >= 1.
+    """
+
+    pool_size: int
+    batch_size: int
+    group_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """What a method wants rolled out next, in the order in which kept groups are to be trained.
+
+    rows: (n,) distinct pool rows.  rollouts: (n,) rollouts per prompt, >= 1.
+    predicted_pass_rate: (n,) in [0, 1] or NaN where the method makes no prediction; None when it never does.
+    """
+
+    rows: Ints
+    rollouts: Ints
+    predicted_pass_rate: Floats | None = None
+
+    @classmethod
+    def of(cls, rows: npt.ArrayLike, rollouts: int) -> Requests:
+        """Ask for the same number of `rollouts` of each of `rows`."""
+        array = np.asarray(rows, dtype=np.int64)
+        return cls(array, np.full(array.shape, rollouts, dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ticket:
+    """One issued request. `seq` is unique in a run and strictly increasing; an outcome counts once per ticket."""
+
+    seq: int
+    row: int
+    prompt_id: str
+    step: int
+    round: int
+    policy_version: int
+    rollouts: int
+    predicted_pass_rate: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a host reports for one ticket. Lists have one entry a rollout; ragged and failed rollouts are allowed.
+
+    rewards: the trainer's (shaped) reward; None or NaN where the rollout has none (missing, never zero).
+    correct: the verifier's verdict (True/False/None), when it is known apart from the reward.
+    statuses: see `Status`; default all "ok".
+    rollout_entropy: mean token entropy of the responses in nats, when the method needs it.
+    response_tokens: generated tokens of the whole group, for accounting.
+    """
+
+    ticket: Ticket
+    rewards: Sequence[Any]
+    correct: Sequence[Any] | None = None
+    statuses: Sequence[Status] | None = None
+    rollout_entropy: float | None = None
+    response_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groups:
+    """Finished groups, checked and stacked. Read-only arrays.
+
+    tickets: n tickets.  rows: (n,) pool rows.
+    rewards: (n, G), NaN where a rollout is missing.  correct: (n, G) 1/0, NaN where unknown; all NaN if never supplied.
+    valid: (n, G) True where a rollout carries a finite reward.  truncated: (n,) truncated rollouts.
+    rollout_entropy: (n,) nats or NaN.  response_tokens: (n,).
+    """
+
+    tickets: tuple[Ticket, ...]
+    rows: Ints
+    rewards: Floats
+    correct: Floats
+    valid: Bools
+    truncated: Ints
+    rollout_entropy: Floats
+    response_tokens: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, keep: npt.NDArray[Any]) -> Groups:
+        """The groups at `keep` (a mask or indices), in that order."""
+        index = np.flatnonzero(keep) if keep.dtype == bool else keep
+        return Groups(
+            tickets=tuple(self.tickets[i] for i in index),
+            rows=self.rows[index],
+            rewards=self.rewards[index],
+            correct=self.correct[index],
+            valid=self.valid[index],
+            truncated=self.truncated[index],
+            rollout_entropy=self.rollout_entropy[index],
+            response_tokens=self.response_tokens[index],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Verdicts:
+    """What a method says of finished groups.
+
+    keep: (n,) True = may be trained on.  reasons: n words, "" for kept groups; drops are counted per reason.
+    """
+
+    keep: Bools
+    reasons: tuple[str, ...]
+
+    @classmethod
+    def of(cls, keep: Bools, reason: str) -> Verdicts:
+        """Keep where `keep` is true, drop the rest for one `reason`."""
+        return cls(keep, tuple("" if k else reason for k in keep))
+
+
+@dataclass(frozen=True, slots=True)
+class MethodState:
+    """Everything a method must not lose, as named plain arrays (bool, integer or float; never object).
+
+    prompts: arrays whose first axis is the pool (N, ...).  shared: everything else, small.
+    `Method.state` may hand out its live arrays: the selector copies what it keeps.
+    """
+
+    prompts: dict[str, Array] = field(default_factory=dict)
+    shared: dict[str, Array] = field(default_factory=dict)
