@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from edgewise.errors import EdgewiseError
-from edgewise.types import Floats, Groups, Ints, MethodState, Requests, Setting, Signal, Verdicts
+from edgewise.types import Bools, Floats, Groups, Ints, MethodState, Requests, Setting, Signal, Verdicts
 
 
 class StepView(Protocol):
@@ -41,6 +41,12 @@ class StepView(Protocol):
         """The next at most `n` rows of the shuffled stream of prompts, which runs on into the next epoch.
 
         Never a row in flight, never a row twice in one step; shorter than `n` (down to empty) once every such row was offered.
+        """
+
+    def eligible(self, rows: Ints) -> Bools:
+        """(n,) True where a row could be requested now: not in flight and not offered in this step. Consumes nothing.
+
+        For methods that rank the whole pool; a method that follows the stream uses `draw`.
         """
 
     def signal(self, name: Signal, rows: Ints) -> Floats:
