@@ -39,9 +39,9 @@ def zero_variance(values: Floats, valid: Bools, tolerance: float = 0.0) -> Bools
 
 def verdict_known(valid: Bools, correct: Floats) -> Bools:
     """(n,) groups in which the verifier judged every valid rollout. A partial verdict could call a mixed group easy."""
-    unjudged: Bools = (valid & np.isnan(correct)).any(axis=1)
-    some: Bools = valid.any(axis=1)
-    return some & ~unjudged
+    unjudged = valid & np.isnan(correct)
+    known: Bools = np.logical_and(valid.any(axis=1), ~unjudged.any(axis=1))
+    return known
 
 
 def group_kinds(rewards: Floats, valid: Bools, correct: Floats, *, correct_at: float = 0.5, tolerance: float = 0.0) -> Kinds:

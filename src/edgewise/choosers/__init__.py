@@ -1,0 +1,1 @@
+"""Who picks among candidates: pure functions from numbers to positions."""
