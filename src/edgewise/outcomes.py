@@ -118,7 +118,7 @@ def stack(outcomes: Sequence[Outcome], on_problem: OnProblem) -> Groups:
         tokens[i] = outcome.response_tokens
     valid: Bools = np.isfinite(rewards)
     correct[~valid] = np.nan
-    groups = Groups(
+    return Groups(
         tickets=tuple(o.ticket for o in outcomes),
         rows=np.array([o.ticket.row for o in outcomes], dtype=np.int64),
         rewards=rewards,
@@ -128,6 +128,3 @@ def stack(outcomes: Sequence[Outcome], on_problem: OnProblem) -> Groups:
         rollout_entropy=entropy,
         response_tokens=tokens,
     )
-    for array in (groups.rows, rewards, correct, valid, truncated, entropy, tokens):
-        array.flags.writeable = False
-    return groups

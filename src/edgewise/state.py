@@ -26,7 +26,7 @@ def _digest(header: str, arrays: dict[str, Array]) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         hasher.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        hasher.update(memoryview(array).cast("B") if array.size else b"")
+        hasher.update(array.reshape(-1).view(np.uint8))
     return hasher.hexdigest()
 
 
@@ -83,7 +83,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
             if header["format"] > FORMAT:
                 raise StateVersionError(
                     f"{source} has state format {header['format']}, written by edgewise {header.get('edgewise', '?')}; this "
-                    f"edgewise reads up to format {FORMAT}. Install edgewise>={header.get('edgewise', 'the version that wrote it')}."
+                    f"edgewise reads up to format {FORMAT}. Install edgewise>={header.get('edgewise', '?')}."
                 )
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError, ValueError, RecursionError) as error:

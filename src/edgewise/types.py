@@ -105,7 +105,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
-    """Finished groups, checked and stacked. Read-only arrays.
+    """Finished groups, checked and stacked. The arrays are read-only views: what a method is given it cannot change.
 
     tickets: n tickets.  rows: (n,) pool rows.
     rewards: (n, G), NaN where a rollout is missing.  correct: (n, G) 1/0, NaN where unknown; all NaN if never supplied.
@@ -121,6 +121,12 @@ class Groups:
     truncated: Ints
     rollout_entropy: Floats
     response_tokens: Ints
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "rewards", "correct", "valid", "truncated", "rollout_entropy", "response_tokens"):
+            view = getattr(self, name).view()
+            view.flags.writeable = False
+            object.__setattr__(self, name, view)
 
     def __len__(self) -> int:
         return len(self.rows)
