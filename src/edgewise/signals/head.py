@@ -139,7 +139,8 @@ class OutputHead:
 
 def _product(hidden: Tensor, weight: Tensor) -> Tensor:
     """hidden @ weight.T accumulated and returned in float32. Shapes: (rows, d), (tile, d) -> (rows, tile)."""
-    if hidden.is_cuda and hidden.dtype == weight.dtype and hidden.dtype in (torch.bfloat16, torch.float16):
+    cuda = hidden.is_cuda and torch.version.hip is None  # the only backend whose 16-bit product returns its float32 sums
+    if cuda and hidden.dtype == weight.dtype and hidden.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(hidden, weight.T, out_dtype=torch.float32)
     return hidden.float() @ weight.float().T
 
