@@ -220,7 +220,7 @@ def _fingerprints(table: Table, prompt_column: str, answer_columns: Sequence[str
                 "content to know the prompt by. Store text, numbers, lists and mappings there."
             ) from error
     if absent:
-        if len(absent) == len(table):
+        if len(absent) == len(table) and prompt_column not in table.columns:
             raise PoolError(
                 f"The data set has no column {prompt_column!r}.{nearest(prompt_column, table.columns)} It has "
                 f"{_listed(table.columns)}. Pass prompt_column=..."
@@ -242,14 +242,14 @@ def _explicit_ids(table: Table, column: str, duplicates: Duplicates) -> list[str
     values = [value for (value,) in table.values(column)]
     remedy = "Choose another id_column, or none to let edgewise find one."
     if all(value is None for value in values):
-        known = [*table.columns, *ID_COLUMNS]
+        known = {*table.columns, *ID_COLUMNS} - {column}
         raise PoolError(
             f"id_column={column!r} holds no value in any row.{nearest(column, known)} The data set has "
             f"{_listed(table.columns)}."
         )
     bad = [row for row, value in enumerate(values) if not _is_id(value)]
     if bad:
-        raise PoolError(f"id_column={column!r}: {_bad_values(values, bad)}. Ids are text or whole numbers. {remedy}")
+        raise PoolError(f"id_column={column!r} {_bad_values(values, bad)}. Ids are text or whole numbers. {remedy}")
     ids = [str(value) for value in values]
     if len(ids) > 1 and len(set(ids)) == 1:
         raise PoolError(f"id_column={column!r} is {_short(ids[0])} in every row, so it names no prompt. {remedy}")

@@ -1,0 +1,112 @@
+"""The command line. A verb is a module with `add_arguments(parser)` and `run(args) -> exit code`, imported when asked for.
+
+Exit codes: 0 fine, 1 a problem was found, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn
+
+from edgewise._version import __version__
+from edgewise.errors import ConfigError, EdgewiseError, nearest
+
+
+class Verb(NamedTuple):
+    """Where a verb lives, and its line in ``edgewise --help``."""
+
+    module: str
+    summary: str
+
+
+VERBS = {
+    "train": Verb("edgewise.lab.train", "GRPO on a small real policy with a chosen method, beside its baselines"),
+    "simulate": Verb("edgewise.lab.simulate", "the same comparison in seconds, on a simulated learner"),
+    "methods": Verb("edgewise.catalogue", "which methods there are, and when to choose which"),
+    "doctor": Verb("edgewise.doctor", "what edgewise sees in a data set, and what it would refuse"),
+}
+
+_INVALID_CHOICE = re.compile(r"invalid choice: '([^']*)'")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An ArgumentParser that suggests the nearest word and takes no abbreviations."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        wrong = _INVALID_CHOICE.search(message)
+        if wrong:
+            choices = [choice for action in self._actions for choice in (action.choices or ())]
+            message += f".{nearest(wrong.group(1), choices)}"
+        self.exit(2, f"edgewise: {message}\nUsage and options: {self.prog} --help\n")
+
+    @property
+    def options(self) -> list[str]:
+        """Every option of this parser."""
+        return [option for action in self._actions for option in action.option_strings]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit code. Usage errors exit as argparse does, with code 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _run(words)
+        sys.stdout.flush()
+        return code
+    except EdgewiseError as error:
+        print(f"edgewise: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("edgewise: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _run(words: list[str]) -> int:
+    parser = _Parser(prog="edgewise", description="Choose which prompts get rollouts next.")
+    parser.add_argument("--version", action="version", version=f"edgewise {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", dest="verb", parser_class=_Parser)
+    asked = next((word for word in words if not word.startswith("-")), None)
+    module: Any = None
+    parsers: dict[str, _Parser] = {}
+    for name, verb in VERBS.items():
+        parsers[name] = verbs.add_parser(name, help=verb.summary, description=f"{verb.summary[0].upper()}{verb.summary[1:]}.")
+        if name == asked:
+            module = _import(name)
+            module.add_arguments(parsers[name])
+    args, unknown = parser.parse_known_args(words)
+    if args.verb is None:
+        parser.print_help()
+        return 2
+    if unknown:
+        active = parsers[args.verb]
+        active.error(
+            f"edgewise {args.verb} does not know {' '.join(unknown)}.{nearest(unknown[0].split('=')[0], active.options)}"
+        )
+    code: int = module.run(args)
+    return code
+
+
+def _import(name: str) -> Any:
+    """The module of a verb. A package that only this verb needs is named if it is missing."""
+    try:
+        return importlib.import_module(VERBS[name].module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "edgewise":
+            raise
+        raise ConfigError(
+            f"`edgewise {name}` needs {error.name}, which is not installed. pip install 'edgewise[lab]'"
+        ) from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

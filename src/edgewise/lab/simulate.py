@@ -1,0 +1,333 @@
+"""`edgewise simulate`: methods side by side on a simulated learner, in seconds, through the real `Selector`.
+
+The comparison: dynamic sampling (`dapo`) runs for the given steps and sets the bar, its final pass rate and the responses it
+generated. Every other method runs until it is over both, or has generated twice as many responses. The x-axis is generated
+responses, kept or thrown away. Nothing here says how a method fares on a real model; `edgewise train` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from edgewise.errors import ConfigError, ShortfallError
+from edgewise.lab.learner import POOLS, SimulatedLearner
+from edgewise.lab.statistics import Interval, paired_ratio
+from edgewise.lab.table import format_table
+from edgewise.metrics import rank_correlation
+from edgewise.selector import Selector
+
+REFERENCE = "dapo"
+METHODS = ("hive", "greso", "dapo", "uniform", "oracle")
+PATIENCE = 2.0
+"""A method still under the bar after this multiple of the reference's responses is stopped, and counted with that multiple."""
+
+Say: TypeAlias = Callable[[str], None]
+
+
+@dataclass
+class Run:
+    """One method on one seed. Curves have one entry a training step, the start included."""
+
+    method: str
+    seed: int
+    responses: list[int] = field(default_factory=list)
+    pass_rates: list[float] = field(default_factory=list)
+    groups: list[int] = field(default_factory=list)
+    mixed: list[int] = field(default_factory=list)
+    selection_s: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Training steps made."""
+        return len(self.responses) - 1
+
+    def responses_to(self, pass_rate: float) -> float | None:
+        """Responses generated when the mean pass rate first reached `pass_rate`, between steps by a straight line."""
+        reached = np.flatnonzero(np.asarray(self.pass_rates) >= pass_rate)
+        if not len(reached):
+            return None
+        i = int(reached[0])
+        if i == 0:
+            return float(self.responses[0])
+        return float(np.interp(pass_rate, self.pass_rates[i - 1 : i + 1], self.responses[i - 1 : i + 1]))
+
+    def pass_rate_at(self, responses: float) -> float:
+        """Mean pass rate once `responses` were generated."""
+        return float(np.interp(responses, self.responses, self.pass_rates))
+
+    def mixed_share(self, responses: float) -> float:
+        """Share of mixed groups among those generated up to about `responses`."""
+        step = max(1, int(np.searchsorted(self.responses, responses)))
+        return sum(self.mixed[:step]) / max(1, sum(self.groups[:step]))
+
+
+def simulate(
+    method: str,
+    learner: SimulatedLearner,
+    *,
+    batch_size: int,
+    group_size: int,
+    seed: int,
+    until: Callable[[Run], bool],
+) -> Run:
+    """Train `learner` with one method until `until(run)` holds, as a trainer would: rollouts, rewards, one update a step."""
+    selector = Selector(method, learner.pool, batch_size=batch_size, group_size=group_size, seed=seed)
+    run = Run(method, seed, [learner.responses], [float(learner.pass_rate().mean())])
+    while not until(run):
+        groups = mixed = 0
+        elsewhere = 0.0  # seconds that a trainer spends: not selection
+        started = time.perf_counter()
+        with selector.step(policy_version=run.steps) as step:
+            for tickets in step.requests(learner.signals):
+                rolled = time.perf_counter()
+                outcomes = learner.rollout(tickets)
+                elsewhere += time.perf_counter() - rolled
+                step.report(outcomes)
+                groups += len(outcomes)
+                mixed += sum(min(outcome.rewards) < max(outcome.rewards) for outcome in outcomes)
+            try:
+                batch = step.training_batch
+            except ShortfallError:
+                batch = None  # nothing mixed was found: a step without an update
+            trained = time.perf_counter()
+            if batch is not None:
+                learner.train(batch)
+            elsewhere += time.perf_counter() - trained
+        run.selection_s += time.perf_counter() - started - elsewhere
+        run.groups.append(groups)
+        run.mixed.append(mixed)
+        run.responses.append(learner.responses)
+        run.pass_rates.append(float(learner.pass_rate().mean()))
+        if not groups:
+            break  # the method asks for nothing more
+    return run
+
+
+@dataclass
+class Comparison:
+    """All runs, and the bar of every seed."""
+
+    settings: dict[str, Any]
+    runs: dict[str, list[Run]]
+    start: dict[str, float]
+    """The first learner before training: mean pass rate, expected zero-variance share, rank correlations of the entropy."""
+
+    @property
+    def reference(self) -> list[Run]:
+        """Dynamic sampling, seed by seed."""
+        return self.runs[REFERENCE]
+
+    def responses_to_bar(self, method: str) -> tuple[list[float], int]:
+        """Responses to the reference's final pass rate, seed by seed; and how many seeds fell short (their stop counts)."""
+        found = [run.responses_to(bar.pass_rates[-1]) for run, bar in zip(self.runs[method], self.reference, strict=True)]
+        stopped = [PATIENCE * bar.responses[-1] for bar in self.reference]
+        return [end if n is None else n for n, end in zip(found, stopped, strict=True)], sum(n is None for n in found)
+
+    def ratio(self, method: str) -> Interval:
+        """Responses to the bar over the reference's own, paired by seed."""
+        return paired_ratio(self.responses_to_bar(method)[0], [bar.responses[-1] for bar in self.reference])
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row a method, plain numbers."""
+        rows = []
+        for method, runs in self.runs.items():
+            budgets = [bar.responses[-1] for bar in self.reference]
+            to_bar, unreached = self.responses_to_bar(method)
+            ratio = self.ratio(method)
+            rows.append(
+                {
+                    "simulated": True,
+                    "method": method,
+                    "responses_to_bar": float(np.mean(to_bar)),
+                    "seeds_below_bar": unreached,
+                    "ratio": ratio.estimate,
+                    "ratio_low": ratio.low if ratio.n > 1 else None,
+                    "ratio_high": ratio.high if ratio.n > 1 else None,
+                    "mixed_share": float(np.mean([run.mixed_share(n) for run, n in zip(runs, budgets, strict=True)])),
+                    "final_pass_rate": float(np.mean([run.pass_rate_at(n) for run, n in zip(runs, budgets, strict=True)])),
+                    "selection_ms": 1e3 * sum(run.selection_s for run in runs) / max(1, sum(run.steps for run in runs)),
+                }
+            )
+        return rows
+
+    def table(self) -> str:
+        """The summary for people."""
+        header = [
+            "method",
+            "responses to dynamic\nsampling's pass rate",
+            "x dynamic sampling's\n(95 % interval)",
+            "mixed\ngroups",
+            "pass rate at\nits responses",
+            "selection\nms a step",
+        ]
+        rows = []
+        for row, method in zip(self.summary(), self.runs, strict=True):
+            above = ">= " if row["seeds_below_bar"] else ""
+            rows.append(
+                [
+                    method,
+                    f"{above}{row['responses_to_bar']:,.0f}",
+                    "1 by definition" if method == REFERENCE else f"{above}{self.ratio(method)}",
+                    f"{row['mixed_share']:.0%}",
+                    f"{row['final_pass_rate']:.3f}",
+                    f"{row['selection_ms']:.2f}",
+                ]
+            )
+        return format_table(header, rows, "<>>>>>")
+
+
+def compare(
+    methods: Sequence[str] = METHODS,
+    *,
+    prompts: int = 2_000,
+    pool: str = "wasteful",
+    steps: int = 80,
+    seeds: int = 3,
+    seed0: int = 0,
+    batch_size: int = 64,
+    group_size: int = 8,
+    entropy_difficulty: float = 0.75,
+    say: Say = lambda line: None,
+) -> Comparison:
+    """Run every method on the same learners; `dapo` is added as the reference if it is not among them.
+
+    steps: of dynamic sampling; the others get as many responses.  say: takes one line of progress a run.
+    """
+    for name, value, least in (("steps", steps, 1), ("seeds", seeds, 1), ("seed0", seed0, 0), ("prompts", prompts, batch_size)):
+        if value < least:
+            raise ConfigError(f"simulate: {name} must be at least {least}, got {value}.")
+    names = list(dict.fromkeys(methods))
+    if REFERENCE not in names:
+        names.append(REFERENCE)
+
+    def learner_of(seed: int) -> SimulatedLearner:
+        return SimulatedLearner(prompts, pool=pool, entropy_difficulty=entropy_difficulty, seed=seed)  # type: ignore[arg-type]
+
+    start = _start(learner_of(seed0), group_size)
+    for name in names:  # a method that cannot be made is refused before anything runs
+        Selector(name, learner_of(seed0).pool, batch_size=batch_size, group_size=group_size)
+    say(
+        f"{prompts:,} prompts ({pool} pool), {steps} steps of dynamic sampling with {batch_size} groups x {group_size}, "
+        f"seeds {seed0} to {seed0 + seeds - 1}"
+    )
+    say(
+        f"at the start: mean pass rate {start['pass_rate']:.3f}, zero-variance groups {start['zero_variance_share']:.0%}; rank "
+        f"correlation of prompt entropy with pass rate p {start['entropy_pass_corr']:+.2f}, with p(1-p) "
+        f"{start['entropy_variance_corr']:+.2f}"
+    )
+    runs: dict[str, list[Run]] = {name: [] for name in names}
+    for seed in range(seed0, seed0 + seeds):
+        bar: Run | None = None
+        for name in sorted(names, key=lambda name: name != REFERENCE):
+
+            def done(run: Run, bar: Run | None = bar) -> bool:
+                if bar is None:
+                    return run.steps >= steps
+                spent = run.responses[-1] / bar.responses[-1]
+                return spent >= PATIENCE or (spent >= 1.0 and run.pass_rates[-1] >= bar.pass_rates[-1])
+
+            run = simulate(name, learner_of(seed), batch_size=batch_size, group_size=group_size, seed=seed, until=done)
+            bar = bar or run
+            runs[name].append(run)
+            say(
+                f"seed {seed} | {name:<8} | {run.steps:4} steps | {run.responses[-1]:>9,} responses | mixed "
+                f"{run.mixed_share(run.responses[-1]):4.0%} | pass rate {run.pass_rates[0]:.3f} -> {run.pass_rates[-1]:.3f}"
+            )
+    settings = {
+        "prompts": prompts, "pool": pool, "steps": steps, "seeds": seeds, "seed0": seed0, "batch_size": batch_size,
+        "group_size": group_size, "entropy_difficulty": entropy_difficulty,
+    }  # fmt: skip
+    return Comparison(settings, runs, start)
+
+
+def _start(learner: SimulatedLearner, group_size: int) -> dict[str, float]:
+    p = learner.pass_rate()
+    return {
+        "pass_rate": float(p.mean()),
+        "zero_variance_share": float(1.0 - learner.mixed_chance(group_size).mean()),
+        "entropy_pass_corr": rank_correlation(learner.prompt_entropy, p),
+        "entropy_variance_corr": rank_correlation(learner.prompt_entropy, p * (1.0 - p)),
+    }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `edgewise simulate`."""
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), metavar="A,B,...", help="methods to compare (default: %(default)s)"
+    )
+    parser.add_argument("--prompts", type=int, default=2_000, help="size of the pool (default: %(default)s)")
+    parser.add_argument("--pool", choices=sorted(POOLS), default="wasteful", help="difficulties (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=80, help="training steps of dynamic sampling (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=3, help="repetitions (default: %(default)s)")
+    parser.add_argument("--seed0", type=int, default=0, help="first seed (default: %(default)s)")
+    parser.add_argument(
+        "--entropy-difficulty",
+        type=float,
+        default=0.75,
+        metavar="RHO",
+        help="correlation of the synthetic prompt entropy with difficulty (default: %(default)s, as on a small real policy)",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write simulated.json (settings, table, curves) here")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare and print; every line says that it is simulated."""
+
+    def say(text: str) -> None:
+        if not args.json:
+            for line in text.splitlines():
+                print(f"simulated | {line}".rstrip(), flush=True)
+
+    started = time.perf_counter()
+    names = [name.strip() for name in args.methods.split(",") if name.strip()]
+    if not names:
+        raise ConfigError("--methods names no method. `edgewise methods` lists them.")
+    found = compare(
+        names,
+        prompts=args.prompts,
+        pool=args.pool,
+        steps=args.steps,
+        seeds=args.seeds,
+        seed0=args.seed0,
+        entropy_difficulty=args.entropy_difficulty,
+        say=say,
+    )
+    result = {"simulated": True, "settings": found.settings, "start": found.start, "methods": found.summary()}
+    say(f"\n{found.table()}\n")
+    if args.seeds < 5:
+        say(f"{args.seeds} seed{'s' * (args.seeds > 1)}: the interval is little more than the range; --seeds 5 says more.")
+    say("A simulated learner stands for no model: read it as a check of the machinery, not as a result.")
+    say(f"{time.perf_counter() - started:.1f} s")
+    if args.out is not None:
+        path = _write(args.out, result, found)
+        say(f"written: {path}")
+    if args.json:
+        print(json.dumps(result, indent=2))
+    best = min(found.summary(), key=lambda row: (row["method"] == "oracle", row["ratio"]))
+    say(f"next: edgewise methods {best['method']}")
+    return 0
+
+
+def _write(directory: Path, result: dict[str, Any], found: Comparison) -> Path:
+    """The result with its curves as one file."""
+    curves = [
+        {"method": run.method, "seed": run.seed, "responses": run.responses, "pass_rates": run.pass_rates}
+        for runs in found.runs.values()
+        for run in runs
+    ]
+    path = directory / "simulated.json"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**result, "curves": curves}), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"--out {directory}: cannot be written ({error.strerror}). Choose another folder.") from error
+    return path
