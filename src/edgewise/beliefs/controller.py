@@ -57,7 +57,7 @@ class ShareController:
     ) -> None:
         """At a new policy version: move both probabilities if armed, and start counting anew.
 
-        Armed: a share of at least `arm_at` of the offered prompts was visited before. Without a finished group the tallies wait.
+        Armed: at least the share `arm_at` of the offered prompts was visited before. With no finished group the tallies wait.
         """
         if policy_version == self._version:
             return

@@ -59,16 +59,17 @@ class StreakBelief:
         """(n,) True where a group was learned from before."""
         return np.asarray(self.visits[rows] > 0)
 
-    def observe(self, rows: Ints, kinds: Kinds, entropies: Floats, policy_version: int) -> None:
+    def observe(self, rows: Ints, kinds: Kinds, entropies: Floats, versions: Ints) -> None:
         """Learn the kind of finished groups: mixed ends a run, the same kind lengthens it, the other kind starts one.
 
         rows: (n,); a row that comes twice counts twice, in order.  kinds: (n,).
         entropies: (n,) nats; NaN or negative = not measured, the last known value stays.
+        versions: (n,) policy versions that generated them.
         """
         for part in _distinct(rows):
-            self._observe_distinct(rows[part], kinds[part], entropies[part], policy_version)
+            self._observe_distinct(rows[part], kinds[part], entropies[part], versions[part])
 
-    def _observe_distinct(self, rows: Ints, kinds: Kinds, entropies: Floats, policy_version: int) -> None:
+    def _observe_distinct(self, rows: Ints, kinds: Kinds, entropies: Floats, versions: Ints) -> None:
         run = self.streak[rows]
         longer = np.minimum(run, np.iinfo(np.uint16).max - 1) + 1
         same = kinds == self.kind[rows]
@@ -76,7 +77,7 @@ class StreakBelief:
         self.kind[rows] = kinds
         self._visited += int((self.visits[rows] == 0).sum())
         self.visits[rows] += 1
-        self.version[rows] = policy_version
+        self.version[rows] = versions
         measured = np.isfinite(entropies) & (entropies >= 0.0)
         where, new = rows[measured], entropies[measured].astype(np.float32)
         self._range.replaced(self.entropy[where], new)
@@ -117,7 +118,7 @@ class StreakBelief:
         }  # fmt: skip
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """Become what gave `arrays`. Raises StateMismatchError, changing nothing, if an array is missing or has another shape."""
+        """Become what gave `arrays`. Raises StateMismatchError, changing nothing, if one is missing or has another shape."""
         live = self.state()
         for name, array in live.items():
             got = arrays[name].shape if name in arrays else "nothing"

@@ -6,6 +6,7 @@ Symbols: V prompt entropy (nats) · k_keep `keep_share` · k_off `trim_share` ·
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,17 +27,30 @@ class Ranked:
     kept: Ints
     low: Ints
 
-    def rounded_up(self, divisor: int) -> Ints:
-        """The kept positions, extended to a multiple of `divisor` by the next-ranked ones: below the band, then above it.
+    def extended(self, extra: int) -> Ranked:
+        """Keep `extra` more: the next-ranked below the band, then those above it; fewer if the candidates run out.
 
-        Shorter if the candidates run out.
-
-        >>> Ranked(np.array([0]), np.array([1, 2, 3]), np.array([4])).rounded_up(4).tolist()
-        [1, 2, 3, 4]
+        >>> Ranked(np.array([0]), np.array([1, 2]), np.array([3])).extended(2).kept.tolist()
+        [1, 2, 3, 0]
         """
-        extra = -len(self.kept) % divisor
-        nearest = np.concatenate([self.low, self.upper[::-1]])
-        return np.concatenate([self.kept, nearest[:extra]])
+        below = self.low[:extra]
+        above = self.upper[::-1][: extra - len(below)]
+        kept = np.concatenate([self.kept, below, above])
+        return Ranked(self.upper[: len(self.upper) - len(above)], kept, self.low[len(below) :])
+
+    def over(self, positions: Ints) -> Ranked:
+        """The same choice, for candidates that stood at `positions` of a longer list."""
+        return Ranked(positions[self.upper], positions[self.kept], positions[self.low])
+
+    @staticmethod
+    def joined(parts: Sequence[Ranked], entropies: Floats) -> Ranked:
+        """Several choices over parts of one list as one; each part again by falling entropy."""
+
+        def merged(pieces: list[Ints]) -> Ints:
+            places = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64)
+            return places[_by_falling(entropies[places])]
+
+        return Ranked(merged([p.upper for p in parts]), merged([p.kept for p in parts]), merged([p.low for p in parts]))
 
 
 def candidates_for(target: int, keep_share: float) -> int:
