@@ -116,13 +116,14 @@ class Hive(DynamicSampling):
         checks.number(self, "keep_share", low=0.0, high=1.0, above=True, advice="Use stage2='off' to keep everything.")
         if self.keep_share + self.trim_share > 1.0 + 1e-9:
             raise ConfigError(
-                f"{type(self).__name__}(keep_share=..., trim_share=...) must sum to at most 1, got {self.keep_share} + {self.trim_share}. "
-                "Lower one of them: the band lies below what is trimmed."
+                f"{type(self).__name__}(keep_share=..., trim_share=...) must sum to at most 1, got {self.keep_share} "
+                f"+ {self.trim_share}. Lower one of them: the band lies below what is trimmed."
             )
         checks.one_of(self, "gate_pool", ("candidates", "raw_batch"))
         if self.gate_pool == "raw_batch" and self.stage2 != "band":
             raise ConfigError(
-                f"{type(self).__name__}(gate_pool='raw_batch') needs stage2='band', got {self.stage2!r}. Use gate_pool='candidates'."
+                f"{type(self).__name__}(gate_pool='raw_batch') needs stage2='band', got {self.stage2!r}. "
+                "Use gate_pool='candidates'."
             )
         checks.whole(self, "raw_batch", low=1)
         checks.whole(self, "round_to", low=1)
@@ -140,8 +141,8 @@ class Hive(DynamicSampling):
         wanted = self._wanted(self._most, first=True)
         if self.stage2 != "off" and setting.pool_size < wanted:
             warnings.warn(
-                f"{type(self).__name__}: the pool holds {setting.pool_size} prompts and round 0 wants {wanted} candidates for batch_size "
-                f"{setting.batch_size}; stage 2 will be relaxed. Add prompts, lower batch_size, or use 'greso'.",
+                f"{type(self).__name__}: the pool holds {setting.pool_size} prompts and round 0 wants {wanted} candidates for "
+                f"batch_size {setting.batch_size}; stage 2 will be relaxed. Add prompts, lower batch_size, or use 'greso'.",
                 DegradedWarning,
                 stacklevel=2,
             )
