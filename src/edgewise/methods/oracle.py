@@ -2,7 +2,8 @@
 
 Score = probability of a mixed group, 1 - p^G - (1-p)^G, over the whole pool. Prompts are chosen without replacement, with
 chances proportional to the score. Gate and top-up are those of HIVE, so that its training batches compare with those of
-dapo, greso and hive; it asks for exactly the groups it needs (oversample 1), having no reason to hedge. Cost a step: one signal over the pool.
+dapo, greso and hive; it asks for exactly the groups it needs (oversample 1), having no reason to hedge. Cost a step: one
+signal over the pool.
 
 Differs from the paper in: there is none; the score is the common yardstick of the prompt-selection papers.
 """
