@@ -249,12 +249,25 @@ def test_gradient_checkpointing_does_not_interfere() -> None:
     assert model.model.layers[0].mlp.up_proj.weight.grad is not None
 
 
-def test_buffers_that_a_forward_makes_can_still_be_trained_through() -> None:
-    model = llama(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}, max_position_embeddings=8)
-    PromptEntropy(model)([list(range(1, 30))])  # longer than 8: dynamic RoPE replaces its buffers
-    ids = torch.arange(1, 30)[None]
+class KeepsWhatItMakes(nn.Module):
+    """Makes a tensor in its first forward and keeps it, as models do with masks and positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.kept = nn.Parameter(torch.ones(32)), None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.kept = torch.linspace(0.5, 1.5, 32) if self.kept is None else self.kept
+        return x * (self.kept * self.weight)
+
+
+def test_what_a_model_makes_in_the_pass_and_keeps_can_be_trained_through() -> None:
+    model = llama()
+    model.model.norm = KeepsWhatItMakes()
+    PromptEntropy(model)(PROMPTS)
+    ids = torch.tensor([PROMPTS[2]])
     model(input_ids=ids, labels=ids).loss.backward()
-    assert model.model.layers[0].self_attn.q_proj.weight.grad is not None
+    assert model.model.norm.weight.grad is not None
 
 
 def test_values_follow_the_weights_and_the_model_is_checked_once() -> None:

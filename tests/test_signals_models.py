@@ -228,7 +228,7 @@ def test_an_ambient_autocast_is_followed_and_its_weight_cache_is_left_alone() ->
     assert abs(entropy.tokens.last_check.rounded_error) < 1e-4
 
 
-# --- the self-check ---------------------------------------------------------------------------------------------------------------
+# --- the self-check ----------------------------------------------------------------------------
 
 
 class Sharpened(hf.LlamaForCausalLM):

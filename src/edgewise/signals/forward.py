@@ -53,8 +53,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """Evaluate `model` inside, without gradients; every module's training flag is as before afterwards, also on exceptions.
 
     Flags are set one by one: a partly frozen model comes back as it was, and no `train()` override runs. `no_grad` rather than
-    `inference_mode`, since a buffer that a model creates in its forward (dynamic RoPE) would be unusable in the next backward.
-    An ambient autocast stays, but its weight cache is not used: weights cast here without a gradient must not reach training.
+    `inference_mode`: what a model makes in this forward and keeps (a buffer, a cached mask) must be fit for the next backward.
+    An ambient autocast stays on, but without its weight cache: before pytorch#165068 a weight cast here, without a gradient,
+    was reused by training inside the same autocast block.
     """
     flags = [(module, module.training) for module in model.modules()]
     cache = torch.is_autocast_cache_enabled()
