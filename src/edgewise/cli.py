@@ -10,11 +10,12 @@ import importlib
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 from edgewise._version import __version__
-from edgewise.errors import ConfigError, EdgewiseError, nearest
+from edgewise.errors import ConfigError, DegradedWarning, EdgewiseError, nearest
 
 
 class Verb(NamedTuple):
@@ -57,7 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code. Usage errors exit as argparse does, with code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = _run(words)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning(warnings.showwarning)
+            code = _run(words)
         sys.stdout.flush()
         return code
     except EdgewiseError as error:
@@ -69,6 +72,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _show_warning(usual: Callable[..., None]) -> Callable[..., None]:
+    """Our own warnings as one clean line; everybody else's as usual."""
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DegradedWarning):
+            print(f"edgewise: {str(message).removeprefix('edgewise: ')}", file=sys.stderr)
+        else:
+            usual(message, category, *where, **more)
+
+    return show
 
 
 def _run(words: list[str]) -> int:
@@ -84,14 +99,12 @@ def _run(words: list[str]) -> int:
             module = _import(name)
             module.add_arguments(parsers[name])
     args, unknown = parser.parse_known_args(words)
+    active = parsers.get(args.verb, parser)
+    if unknown:
+        active.error(f"`{active.prog}` does not know {' '.join(unknown)}.{nearest(unknown[0].split('=')[0], active.options)}")
     if args.verb is None:
         parser.print_help()
         return 2
-    if unknown:
-        active = parsers[args.verb]
-        active.error(
-            f"edgewise {args.verb} does not know {' '.join(unknown)}.{nearest(unknown[0].split('=')[0], active.options)}"
-        )
     code: int = module.run(args)
     return code
 

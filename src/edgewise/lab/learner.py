@@ -22,7 +22,7 @@ from edgewise.pool import PromptPool
 from edgewise.types import PASS_RATE, PROMPT_ENTROPY, Array, Floats, Groups, Ints, Outcome, Signal, Ticket
 
 POOLS: Mapping[str, Sequence[tuple[float, float, float]]] = {
-    "wasteful": ((1 / 3, -4.0, 1.0), (1 / 6, 0.0, 1.0), (1 / 2, 4.5, 1.5)),
+    "wasteful": ((1 / 3, -2.2, 1.0), (1 / 6, 1.0, 1.0), (1 / 2, 6.0, 1.5)),
     "balanced": ((1.0, 0.5, 1.5),),
 }
 """Difficulties of a pool as a mixture of normals: (share, mean, standard deviation) in logits at ability 0."""
@@ -51,8 +51,8 @@ class SimulatedLearner:
         skills: int = 8,
         pool: Literal["wasteful", "balanced"] = "wasteful",
         entropy_difficulty: float = 0.75,
-        skill_gain: float = 0.012,
-        own_gain: float = 0.4,
+        skill_gain: float = 0.006,
+        own_gain: float = 0.6,
         transfer: float = 0.1,
         seed: int = 0,
     ) -> None:

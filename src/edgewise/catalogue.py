@@ -1,0 +1,153 @@
+"""`edgewise methods`: which methods there are, when to choose which, and what each lets you set."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import json
+import shutil
+import textwrap
+from collections.abc import Callable
+from typing import Any
+
+from edgewise.errors import ConfigError, nearest
+from edgewise.lab.table import format_table
+from edgewise.methods import METHODS
+
+_DEPARTURES = "Differs from the paper in"
+
+
+def describe(name: str) -> dict[str, Any]:
+    """Everything that is known of a method, as plain values. Raises ConfigError for an unknown name."""
+    if name not in METHODS:
+        raise ConfigError(f"There is no method {name!r}.{nearest(name, METHODS)} Methods: {', '.join(METHODS)}.")
+    entry = METHODS[name]
+    meanings = _field_docs(entry.factory)
+    own = _own_defaults(entry.factory)
+    return {
+        "name": name,
+        "summary": entry.summary,
+        "when": entry.when,
+        "signal": entry.signal,
+        "needs": sorted(entry.needs),
+        "keeps": entry.keeps,
+        "extra_rollouts": entry.extra_rollouts,
+        "cost": entry.cost,
+        "paper": entry.paper,
+        "parameters": {
+            parameter: {"default": value, "own": parameter in own, "meaning": meanings.get(parameter, "")}
+            for parameter, value in entry.parameters.items()
+        },
+        "differs_from_the_paper": departures(entry.factory),
+    }
+
+
+def departures(factory: Callable[..., Any]) -> str:
+    """The "Differs from the paper in" paragraph of a method, else of its module, on one line; empty if there is none."""
+    for documented in (factory, inspect.getmodule(factory)):
+        text = inspect.cleandoc(getattr(documented, "__doc__", None) or "")
+        if _DEPARTURES in text:
+            return " ".join(text[text.index(_DEPARTURES) :].split("\n\n")[0].split())
+    return ""
+
+
+def _own_defaults(factory: Callable[..., Any]) -> set[str]:
+    """Parameters for which a class changes the default of the engine that it is built on."""
+    if not isinstance(factory, type):
+        return set()
+    inherited = {name for base in factory.__mro__[1:] for name in inspect.get_annotations(base)}
+    return inherited & set(inspect.get_annotations(factory))
+
+
+def _field_docs(factory: Callable[..., Any]) -> dict[str, str]:
+    """The docstring under each field of a class and its bases; empty where the source is not at hand."""
+    docs: dict[str, str] = {}
+    for base in reversed(inspect.getmro(factory)) if isinstance(factory, type) else []:
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
+        except (OSError, TypeError, SyntaxError):
+            continue
+        statements = body.body if isinstance(body, ast.ClassDef) else []
+        for statement, below in zip(statements, statements[1:], strict=False):
+            if (
+                isinstance(statement, ast.AnnAssign)
+                and isinstance(statement.target, ast.Name)
+                and isinstance(below, ast.Expr)
+                and isinstance(below.value, ast.Constant)
+                and isinstance(below.value.value, str)
+            ):
+                docs[statement.target.id] = " ".join(below.value.value.split())
+    return docs
+
+
+def render_table(width: int = 120) -> str:
+    """The choosing table, wrapped to about `width` characters."""
+    free = width - max(map(len, METHODS)) - 10
+    shares = {
+        "needs from the host": 0.16,
+        "rollouts not trained on": 0.22,
+        "cost a step": 0.22,
+        "choose it": 0.24,
+        "paper": 0.16,
+    }
+    rows = []
+    for name, entry in METHODS.items():
+        needs = ", ".join(sorted(entry.needs)) or "nothing"
+        texts = [needs, entry.extra_rollouts, entry.cost, entry.when, entry.paper]
+        cells = [textwrap.fill(text, max(14, int(free * share))) for text, share in zip(texts, shares.values(), strict=True)]
+        rows.append([name, *cells])
+    return format_table(["method", *shares], rows)
+
+
+def render_method(name: str, width: int = 100) -> str:
+    """One method in full: the prose, its parameters, and where it departs from its paper."""
+    found = describe(name)
+    words = [
+        ("when", found["when"]),
+        ("learns from", found["signal"]),
+        ("needs", ", ".join(found["needs"]) or "nothing from the host"),
+        ("keeps", found["keeps"]),
+        ("not trained on", found["extra_rollouts"]),
+        ("cost a step", found["cost"]),
+        ("paper", found["paper"]),
+    ]
+    parts = [textwrap.fill(f"{name}: {found['summary']}", width)]
+    parts.append("\n".join(_wrapped(label, text, 16, width) for label, text in words))
+    rows = []
+    for parameter, facts in found["parameters"].items():
+        mark = "*" if facts["own"] else " "
+        rows.append([f"{mark} {parameter}", repr(facts["default"]), facts["meaning"]])
+    left = max((len(row[0]) for row in rows), default=0)
+    middle = max((len(row[1]) for row in rows), default=0)
+    lines = [_wrapped(f"{row[0]:<{left}}  {row[1]:<{middle}}", row[2], left + middle + 4, width) for row in rows]
+    star = " (* set by this method, other than in the engine it shares)" if any(row[0].startswith("*") for row in rows) else ""
+    parts.append(f"Parameters and defaults{star}:\n" + "\n".join(lines))
+    if found["differs_from_the_paper"]:
+        parts.append(textwrap.fill(found["differs_from_the_paper"], width))
+    return "\n\n".join(parts)
+
+
+def _wrapped(label: str, text: str, indent: int, width: int) -> str:
+    room = max(30, width - indent)
+    lines = textwrap.wrap(text, room) or [""]
+    return "\n".join(f"{label if not i else '':<{indent}}{line}".rstrip() for i, line in enumerate(lines))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `edgewise methods`."""
+    parser.add_argument("name", nargs="?", metavar="NAME", help="one method: parameters, defaults, departures from the paper")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the table, or one method."""
+    width = min(140, max(100, shutil.get_terminal_size().columns))
+    if args.name is not None:
+        found = describe(args.name)
+        print(json.dumps(found, indent=2) if args.json else f"{render_method(args.name)}\n\nnext: edgewise simulate")
+    elif args.json:
+        print(json.dumps([describe(name) for name in METHODS], indent=2))
+    else:
+        print(f"{render_table(width)}\n\nnext: edgewise methods {next(iter(METHODS))}")
+    return 0
