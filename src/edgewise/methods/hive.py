@@ -330,8 +330,9 @@ class Hive(DynamicSampling):
         return MethodState(prompts=self._belief.state(), shared=shared)
 
     def restore(self, state: MethodState) -> None:
-        skipped, bypassed = (shared_array(state, name, type(self).__name__) for name in ("skipped", "bypassed"))
-        controller = {name: shared_array(state, f"controller_{name}", type(self).__name__) for name in ("p", "tally")}
+        owner = type(self).__name__
+        skipped, bypassed, _ = (shared_array(state, name, owner) for name in ("skipped", "bypassed", "rounds"))
+        controller = {name: shared_array(state, f"controller_{name}", owner) for name in ("p", "tally")}
         self._belief.restore(state.prompts)
         super().restore(state)
         self._controller.restore(controller)
