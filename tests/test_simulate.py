@@ -1,0 +1,268 @@
+"""The simulated learner against its own equations, and the comparison against runs written by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from edgewise.cli import main
+from edgewise.errors import ConfigError
+from edgewise.lab.learner import SimulatedLearner
+from edgewise.lab.simulate import Comparison, Run, compare, simulate
+from edgewise.methods import METHODS
+from edgewise.metrics import rank_correlation
+from edgewise.selector import Selector
+from edgewise.types import PASS_RATE, PROMPT_ENTROPY, Groups, Ticket
+
+
+def ticket(seq, row, rollouts=8):
+    return Ticket(seq=seq, row=row, prompt_id=f"simulated-{row}", step=0, round=0, policy_version=0, rollouts=rollouts)
+
+
+def groups_of(rows, rewards):
+    """Finished groups of these (n, G) rewards; NaN is a rollout without one."""
+    n, rewards = len(rows), np.array(rewards, dtype=np.float64)
+    return Groups(
+        tickets=tuple(ticket(i, row) for i, row in enumerate(rows)),
+        rows=np.array(rows),
+        rewards=rewards,
+        correct=rewards,
+        valid=np.isfinite(rewards),
+        truncated=np.zeros(n, dtype=np.int64),
+        rollout_entropy=np.full(n, np.nan),
+        response_tokens=np.zeros(n, dtype=np.int64),
+    )
+
+
+# --------------------------------------------------------------------------------------------------------- the learner
+
+
+def test_the_pass_rate_is_the_logistic_of_ability_over_difficulty():
+    learner = SimulatedLearner(4, skills=2)
+    learner.difficulty[:] = [0.0, 1.0, -1.0, 0.5]
+    learner.discrimination[:] = [1.0, 1.0, 2.0, 1.0]
+    learner.ability[:] = [0.0, 1.0]
+    learner.familiarity[:] = [0.0, 0.0, 0.5, 0.0]
+    expected = [0.5, 0.5, 1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-0.5))]
+    assert learner.pass_rate() == pytest.approx(expected)
+    assert learner.pass_rate(np.array([3, 0])) == pytest.approx([expected[3], 0.5])
+
+
+def test_mixed_chance_by_hand():
+    learner = SimulatedLearner(1)
+    learner.difficulty[:] = math.log(3)
+    learner.discrimination[:] = 1.0
+    assert learner.pass_rate() == pytest.approx([0.25])
+    assert learner.mixed_chance(2) == pytest.approx([0.375])
+
+
+def test_only_mixed_groups_teach_and_relatives_share_the_gain():
+    """Rows 0 and 2 are of skill 0. Two of four passed: variance 1/4. One of two finished passed: 1/4 again."""
+    learner = SimulatedLearner(4, skills=2, skill_gain=1.0, own_gain=2.0, transfer=0.1)
+    learner.train(groups_of([0, 1, 2], [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, math.nan, math.nan]]))
+    assert learner.familiarity == pytest.approx([0.5, 0.0, 0.5, 0.0])
+    assert learner.ability == pytest.approx([0.5, 0.05])
+
+
+def test_a_batch_without_variance_moves_nothing():
+    learner = SimulatedLearner(4)
+    before = learner.pass_rate().copy()
+    learner.train(groups_of([0, 1], [[1, 1], [0, 0]]))
+    learner.train(groups_of([2], [[math.nan, math.nan]]))
+    assert (learner.pass_rate() == before).all()
+
+
+def test_rewards_follow_the_pass_rate():
+    """50,000 rollouts of one prompt; a mean off by 6 sigma (.013) about once in 5e8."""
+    learner = SimulatedLearner(1)
+    learner.difficulty[:] = 0.0
+    (outcome,) = learner.rollout([ticket(0, 0, 50_000)])
+    assert np.mean(outcome.rewards) == pytest.approx(0.5, abs=0.0135)
+    assert outcome.correct == [reward == 1.0 for reward in outcome.rewards]
+    assert outcome.response_tokens == 60 * 50_000 + 90 * outcome.correct.count(False)
+    assert learner.responses == 50_000
+
+
+def test_an_answer_depends_on_the_ticket_and_not_on_its_company():
+    tickets = [ticket(seq, seq % 5) for seq in range(20)]
+    together = SimulatedLearner(5, seed=3).rollout(tickets)
+    alone = SimulatedLearner(5, seed=3)
+    assert [alone.rollout([one])[0] for one in reversed(tickets)][::-1] == together
+    assert SimulatedLearner(5, seed=4).rollout(tickets) != together
+
+
+def test_the_signals_are_what_they_say():
+    learner = SimulatedLearner(2_000)
+    rows = np.array([5, 1_999, 0])
+    assert (learner.signals[PASS_RATE](rows) == learner.pass_rate()[rows]).all()
+    assert (learner.signals[PROMPT_ENTROPY](rows) == learner.prompt_entropy[rows]).all()
+    assert (learner.prompt_entropy > 0).all()
+    assert learner.pool.ids[1_999] == "simulated-1999"
+
+
+@pytest.mark.parametrize(("rho", "low", "high"), [(0.75, -0.8, -0.66), (0.0, -0.14, 0.14), (-1.0, 0.9, 1.0)])
+def test_prompt_entropy_relates_to_the_pass_rate_as_asked(rho, low, high):
+    """Over 2,000 prompts a rank correlation of 0 leaves +-.14 (6 sigma) once in 5e8."""
+    learner = SimulatedLearner(2_000, entropy_difficulty=rho)
+    assert low < rank_correlation(learner.prompt_entropy, learner.pass_rate()) < high
+
+
+@pytest.mark.parametrize(("pool", "share"), [("wasteful", 0.645), ("balanced", 0.2)])
+def test_the_pools_waste_as_much_as_they_say(pool, share):
+    assert 1 - SimulatedLearner(2_000, pool=pool).mixed_chance(8).mean() == pytest.approx(share, abs=0.04)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"prompts": 0}, "SimulatedLearner needs prompts >= 1 and skills >= 1, got 0 and 8."),
+        ({"skills": 0}, "got 2000 and 0."),
+        ({"pool": "wastful"}, "must be one of wasteful, balanced. Did you mean 'wasteful'?"),
+        ({"entropy_difficulty": 1.5}, "must be in [-1, 1], got 1.5."),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings, message):
+    with pytest.raises(ConfigError) as caught:
+        SimulatedLearner(**settings)
+    assert message in str(caught.value)
+
+
+def test_a_streaming_host_can_be_simulated_too():
+    learner = SimulatedLearner(200)
+    selector = Selector("greso", learner.pool, batch_size=8, group_size=4, seed=0)
+    waiting = []
+    for version in range(20):
+        waiting += selector.take(8, signals=learner.signals, policy_version=version)
+        finished, waiting = waiting[:6], waiting[6:]
+        judged = selector.report(learner.rollout(finished))
+        learner.train(judged.groups.select(judged.verdicts.keep))
+    assert learner.responses == 20 * 6 * 4
+    assert len(selector.in_flight) == len(waiting) == 40
+    assert learner.ability.sum() > 0
+
+
+# ------------------------------------------------------------------------------------------------------- the comparison
+
+
+def made(method, responses, pass_rates, *, groups=10, mixed=5, seed=0):
+    steps = len(responses) - 1
+    return Run(method, seed, responses, pass_rates, [groups] * steps, [mixed] * steps)
+
+
+def test_responses_to_a_pass_rate_lie_on_the_line_between_steps():
+    run = made("hive", [0, 100, 200], [0.2, 0.4, 0.6])
+    assert run.responses_to(0.1) == 0
+    assert run.responses_to(0.5) == pytest.approx(150)
+    assert run.responses_to(0.61) is None
+    assert run.pass_rate_at(50) == pytest.approx(0.3)
+    assert run.pass_rate_at(1_000) == 0.6
+
+
+def test_a_summary_by_hand():
+    """The bar of both seeds is .4 after 100 responses. `hive` needs 50 and 25; `slow` needs 200 and never gets there."""
+    runs = {
+        "hive": [made("hive", [0, 100], [0.2, 0.6], mixed=9), made("hive", [0, 50], [0.2, 0.6], mixed=7)],
+        "slow": [made("slow", [0, 200], [0.2, 0.4]), made("slow", [0, 200], [0.2, 0.3])],
+        "dapo": [made("dapo", [0, 100], [0.2, 0.4], mixed=2)] * 2,
+    }
+    found = Comparison({}, runs, {})
+    hive, slow, dapo = found.summary()
+    assert hive["responses_to_bar"] == pytest.approx(37.5)
+    assert hive["ratio"] == pytest.approx(math.sqrt(0.5 * 0.25))
+    assert (hive["ratio_low"], hive["ratio_high"]) == pytest.approx((0.25, 0.5))
+    assert hive["mixed_share"] == pytest.approx(0.8)
+    assert hive["final_pass_rate"] == pytest.approx(0.6)
+    assert (slow["seeds_below_bar"], slow["ratio"]) == (1, pytest.approx(2.0))
+    assert slow["final_pass_rate"] == pytest.approx((0.3 + 0.25) / 2)
+    assert (dapo["ratio"], dapo["ratio_low"], dapo["ratio_high"]) == (1.0, 1.0, 1.0)
+    assert all(row["simulated"] is True for row in (hive, slow, dapo))
+    lines = found.table().splitlines()
+    assert lines[2].split() == ["hive", "38", "0.35", "[0.25,", "0.50]", "80%", "0.600", "0.00"]
+    assert lines[3].split()[:7] == ["slow", ">=", "200", ">=", "2.00", "[2.00,", "2.00]"]
+    assert "1 by definition" in lines[4]
+
+
+def test_the_same_seed_gives_the_same_curves_and_another_seed_others():
+    settings = {"prompts": 300, "steps": 4, "seeds": 1}
+    once, again, other = compare(["hive"], **settings), compare(["hive"], **settings), compare(["hive"], **settings, seed0=1)
+    for method in ("hive", "dapo"):
+        assert once.runs[method][0].pass_rates == again.runs[method][0].pass_rates
+        assert once.runs[method][0].responses == again.runs[method][0].responses
+        assert once.runs[method][0].pass_rates != other.runs[method][0].pass_rates
+
+
+def test_a_step_without_a_mixed_group_is_a_step_without_an_update():
+    """Impossible prompts: nothing to train on, and the loop still ends."""
+    learner = SimulatedLearner(64)
+    learner.difficulty[:] = 50.0
+    run = simulate("dapo", learner, batch_size=8, group_size=4, seed=0, until=lambda run: run.steps >= 3)
+    assert run.pass_rates[-1] == run.pass_rates[0]
+    assert sum(run.mixed) == 0
+    assert sum(run.groups) > 0
+
+
+def test_the_oracle_needs_the_fewest_responses_and_every_selecting_method_fewer_than_dynamic_sampling():
+    found = compare(prompts=500, steps=24, seeds=1)
+    ratio = {method: found.ratio(method).estimate for method in found.runs}
+    assert min(ratio, key=ratio.get) == "oracle"
+    assert ratio["greso"] < 1.0
+    assert ratio["hive"] < 1.0
+
+
+@pytest.mark.parametrize("pool", ["wasteful", "balanced"])
+@pytest.mark.parametrize("rho", [0.75, -0.75])
+def test_no_method_wastes_more_than_uniform(pool, rho):
+    """Share of mixed groups on a frozen learner, whether prompt entropy is high for hard or for easy prompts; margin .13.
+
+    1,200 groups each: the difference of two shares has a standard deviation of at most .0205. A method that wastes exactly as
+    much as uniform would fail by 6.3 sigma, once in 6e9; in one of 20 cases, once in 3e8.
+    """
+    share = {}
+    for method in METHODS:
+        learner = SimulatedLearner(600, pool=pool, entropy_difficulty=rho, skill_gain=0.0, own_gain=0.0, seed=1)
+        run = simulate(method, learner, batch_size=32, group_size=8, seed=1, until=lambda run: sum(run.groups) >= 1_200)
+        share[method] = sum(run.mixed) / sum(run.groups)
+    for method in METHODS:
+        assert share[method] > share["uniform"] - 0.13, (method, share)
+
+
+# ------------------------------------------------------------------------------------------------------------ the verb
+
+SMALL = ["simulate", "--prompts", "200", "--steps", "3", "--seeds", "2", "--methods", "greso,uniform"]
+
+
+def test_every_line_says_that_it_is_simulated(capsys, tmp_path):
+    assert main([*SMALL, "--out", str(tmp_path / "new" / "run")]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert all(line.startswith("simulated |") for line in lines)
+    assert printed.err == ""
+    assert f"simulated | written: {tmp_path}/new/run/simulated.json" in lines
+    assert lines[-1].startswith("simulated | next: edgewise methods ")
+    written = json.loads((tmp_path / "new" / "run" / "simulated.json").read_text())
+    assert written["simulated"] is True
+    assert len(written["curves"]) == 6  # dapo is the reference, asked for or not
+    assert written["curves"][0]["responses"][0] == 0
+
+
+def test_json_is_json_and_nothing_else(capsys):
+    assert main([*SMALL, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["simulated"] is True
+    assert [row["method"] for row in found["methods"]] == ["greso", "uniform", "dapo"]
+    assert found["settings"]["seeds"] == 2
+    assert found["start"]["entropy_pass_corr"] < -0.5
+
+
+def test_one_seed_has_no_interval_and_says_so(capsys):
+    assert main(["simulate", "--prompts", "200", "--steps", "2", "--seeds", "1", "--methods", "uniform"]) == 0
+    printed = capsys.readouterr().out
+    assert "simulated | 1 seed: no interval; --seeds 5 says more." in printed
+    assert "nan" not in printed
+
+
+def test_an_output_folder_that_cannot_be_written_is_named(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert main([*SMALL, "--out", str(tmp_path / "file")]) == 2
+    assert capsys.readouterr().err.startswith(f"edgewise: --out {tmp_path / 'file'}: cannot be written (")
