@@ -187,8 +187,10 @@ def test_a_last_round_without_one_usable_group_falls_back_to_the_step() -> None:
 
 
 def test_presets_are_the_table_of_the_specification() -> None:
-    switches = ("stage1", "p_floor", "target_easy", "target_hard", "reward_weight", "stage2", "keep_share", "trim_share", "oversample",
-                "gate", "topup", "max_rounds", "on_short", "arm_at", "shuffle")  # fmt: skip
+    switches = (
+        "stage1", "p_floor", "target_easy", "target_hard", "reward_weight", "stage2", "keep_share", "trim_share", "oversample",
+        "gate", "topup", "max_rounds", "on_short", "arm_at", "shuffle",
+    )  # fmt: skip
     table: dict[str, tuple[Any, ...]] = {
         "hive": (True, 0.01, 1 / 12, 1 / 6, 1.0, "band", 0.5, 0.25, 1.5, "reward", "smoothed", 8, "train_short", 0.5, True),
         "hive-eq": (True, 0.0, 0.25, 0.25, 1.0, "median", 0.5, 0.25, 2.0, "off", "missing", 1, "train_short", 0.0, True),
@@ -510,7 +512,7 @@ def test_rounds_are_bounded_and_short_is_a_choice() -> None:
 
 
 def test_short_is_an_error_also_when_the_pool_is_used_up() -> None:
-    with pytest.raises(ShortfallError, match="every prompt of the pool was offered"):
+    with pytest.raises(ShortfallError, match="no prompt is left to ask for"):
         run_step(started(Dapo(on_short="error"), pool_size=8), FakeStep(range(8)), 4, lambda row: 4)
 
 
@@ -646,21 +648,57 @@ def test_a_pool_too_small_for_stage_two_is_a_warning() -> None:
         ({"reward_weight": 1.5}, "Hive(reward_weight=...) must be a number of at least 0 and at most 1, got 1.5."),
         ({"reward_weight": "1"}, "Hive(reward_weight=...) must be a number of at least 0 and at most 1, got '1'."),
         ({"p_floor": float("nan")}, "Hive(p_floor=...) must be a number of at least 0 and at most 1, got nan."),
-        ({"p_min": 0.96}, "Hive(p_min=...) must be a number of at least 0 and at most 0.95, got 0.96. It must not exceed p_max."),
-        ({"p_easy": 0.99}, "Hive(p_easy=...) must be a number of at least 0.05 and at most 0.95, got 0.99. It lies between p_min and p_max."),
-        ({"p_hard": 0.01}, "Hive(p_hard=...) must be a number of at least 0.05 and at most 0.95, got 0.01. It lies between p_min and p_max."),
-        ({"keep_share": 0.0}, "Hive(keep_share=...) must be a number above 0 and at most 1, got 0.0. Use stage2='off' to keep everything."),
-        ({"keep_share": 0.8}, "Hive(keep_share=..., trim_share=...) must sum to at most 1, got 0.8 + 0.25. Lower one of them: the band lies below what is trimmed."),
+        (
+            {"p_min": 0.96},
+            "Hive(p_min=...) must be a number of at least 0 and at most 0.95, "
+            "got 0.96. It must not exceed p_max.",
+        ),
+        (
+            {"p_easy": 0.99},
+            "Hive(p_easy=...) must be a number of at least 0.05 and at most 0.95, "
+            "got 0.99. It lies between p_min and p_max.",
+        ),
+        (
+            {"p_hard": 0.01},
+            "Hive(p_hard=...) must be a number of at least 0.05 and at most 0.95, "
+            "got 0.01. It lies between p_min and p_max.",
+        ),
+        (
+            {"keep_share": 0.0},
+            "Hive(keep_share=...) must be a number above 0 and at most 1, "
+            "got 0.0. Use stage2='off' to keep everything.",
+        ),
+        (
+            {"keep_share": 0.8},
+            "Hive(keep_share=..., trim_share=...) must sum to at most 1, "
+            "got 0.8 + 0.25. Lower one of them: the band lies below what is trimmed.",
+        ),
         ({"stage2": "bnad"}, "Hive(stage2=...) must be one of 'band', 'median', 'off', got 'bnad'. Did you mean 'band'?"),
         ({"stage2": None}, "Hive(stage2=...) must be one of 'band', 'median', 'off', got None."),
         ({"stage1": 1}, "Hive(stage1=...) must be True or False, got 1."),
-        ({"gate_pool": "raw_batch", "stage2": "off"}, "Hive(gate_pool='raw_batch') needs stage2='band', got 'off'. Use gate_pool='candidates'."),
-        ({"max_rounds": 0}, "Hive(max_rounds=...) must be a whole number of at least 1, got 0. Use on_short='loop' for no limit."),
+        (
+            {"gate_pool": "raw_batch", "stage2": "off"},
+            "Hive(gate_pool='raw_batch') needs stage2='band', "
+            "got 'off'. Use gate_pool='candidates'.",
+        ),
+        (
+            {"max_rounds": 0},
+            "Hive(max_rounds=...) must be a whole number of at least 1, "
+            "got 0. Use on_short='loop' for no limit.",
+        ),
         ({"min_round": 0}, "Hive(min_round=...) must be a whole number of at least 1, got 0. None scales it with the batch."),
-        ({"oversample": 0.5}, "Hive(oversample=...) must be a number of at least 1, got 0.5. Round 0 must ask for at least one group per group trained."),
+        (
+            {"oversample": 0.5},
+            "Hive(oversample=...) must be a number of at least 1, "
+            "got 0.5. Round 0 must ask for at least one group per group trained.",
+        ),
         ({"topup_factor": 0}, "Hive(topup_factor=...) must be a number above 0, got 0."),
         ({"tolerance": -1}, "Hive(tolerance=...) must be a number of at least 0, got -1."),
-        ({"gate": "rewards"}, "Hive(gate=...) must be one of 'reward', 'correct', 'off', got 'rewards'. Did you mean 'reward'?"),
+        (
+            {"gate": "rewards"},
+            "Hive(gate=...) must be one of 'reward', 'correct', 'off', "
+            "got 'rewards'. Did you mean 'reward'?",
+        ),
         ({"round_to": True}, "Hive(round_to=...) must be a whole number of at least 1, got True."),
     ],
 )  # fmt: skip

@@ -177,8 +177,8 @@ def test_controller_golden(share: float, p: float) -> None:
 
 
 def test_targets_are_met_exactly_in_floating_point() -> None:
-    assert 2 / 24 == EASY_TARGET
-    assert 4 / 24 == HARD_TARGET
+    assert EASY_TARGET == 2 / 24
+    assert HARD_TARGET == 4 / 24
 
 
 def test_forty_five_steps_down_reach_the_lower_end_and_stay() -> None:

@@ -132,7 +132,7 @@ class DynamicSampling(Method):
     def nothing_left(self, room: int, step: StepView) -> Requests:
         """The answer when no prompt can be offered any more. Raises ShortfallError where on_short says so."""
         if not step.streaming:
-            self._raise_if_short_is_an_error(room, "every prompt of the pool was offered")
+            self._raise_if_short_is_an_error(room, "no prompt is left to ask for")
         return Requests.of([], self.group_size)
 
     def _dropped_share(self) -> float:
