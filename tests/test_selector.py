@@ -123,7 +123,11 @@ def test_an_epoch_offers_every_prompt_once() -> None:
 def test_exception_rolls_everything_back_but_the_rollouts_really_made() -> None:
     s = selector()
     run_step(s)
-    before = ({k: v.copy() for k, v in s.method.state().prompts.items()}, s.method.state().shared["total"].copy(), s.step_number)
+    before = (
+        {k: v.copy() for k, v in s.method.state().prompts.items()},
+        s.method.state().shared["total"].copy(),
+        s.step_number,
+    )
     spent = s.metrics["rollouts_total"]
     ids: list[list[str]] = []
 

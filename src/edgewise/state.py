@@ -95,9 +95,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]
 
 def require_same(saved: dict[str, Any], live: dict[str, Any], where: str) -> None:
     """Raise StateMismatchError listing every field of `live` that the saved header contradicts."""
-    wrong = [
-        f"  {key}: saved {saved.get(key)!r}, this run {value!r}" for key, value in live.items() if saved.get(key) != value
-    ]
+    wrong = [f"  {key}: saved {saved.get(key)!r}, this run {value!r}" for key, value in live.items() if saved.get(key) != value]
     if wrong:
         raise StateMismatchError(
             f"{where} belongs to another run; nothing was loaded:\n"

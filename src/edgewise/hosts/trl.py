@@ -1,0 +1,231 @@
+"""TRL's `GRPOTrainer`: one line turns it into a trainer that selects prompts.
+
+    from edgewise.hosts.trl import attach
+
+    trainer = GRPOTrainer(model=..., reward_funcs=..., args=..., train_dataset=...)
+    attach(trainer, "hive")
+    trainer.train()                         # resume_from_checkpoint=True works as ever
+
+How it plugs in. TRL offers no seam for rolling out more groups than it trains on. Here each generation step first runs
+*rounds*: rows that the selector chose go through the trainer's own `_generate` and `_calculate_rewards`, until enough
+groups are kept. Then TRL's `_generate_and_score_completions` is called once, on exactly the rows of the training batch,
+while `_generate` and `_calculate_rewards` *replay* what the rounds produced. So padding, advantages, old and reference
+log-probabilities, and logging stay TRL's own code, run once, on a batch of exactly the shape the optimizer expects;
+nothing is merged or metered twice.
+
+Selection sees every earlier reward (no lag): it happens inside generation, and the rows that TRL's data loader fetched are
+ignored. Several processes: the selector lives on the main one; picks, signals and rounds are carried out by all in step.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import trl
+from datasets import IterableDataset
+
+from edgewise.errors import ConfigError, DegradedWarning, HostError
+from edgewise.hosts.trl_rounds import Rounds
+from edgewise.method import Method
+from edgewise.pool import PromptPool
+from edgewise.selector import Selector
+from edgewise.types import Ints, Signal
+
+TESTED = "1.16.0"
+"""The TRL release that the tests run against."""
+
+_SEAM: dict[str, tuple[str, ...]] = {
+    "_generate_and_score_completions": ("inputs",),
+    "_generate": ("prompts",),
+    "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
+    "_tokenize_prompts": ("prompts",),
+    "_prepare_inputs": ("generation_batch",),
+    "_save_checkpoint": ("model", "trial"),
+    "_load_optimizer_and_scheduler": ("checkpoint",),
+    "_get_output_dir": ("trial",),
+    "log": ("logs", "start_time"),
+}
+_ATTRIBUTES = (
+    "accelerator",
+    "num_generations",
+    "num_iterations",
+    "reward_weights",
+    "reward_func_names",
+    "train_dataset",
+    "state",
+)
+_PRIVATE = ("_step", "_buffered_inputs", "_pending_extra_logs")
+
+
+def attach(
+    trainer: Any,
+    method: str | Method | Selector = "hive",
+    *,
+    parameters: Mapping[str, Any] | None = None,
+    outcome: str | None = None,
+    correct_at: float = 0.5,
+    id_column: str | None = None,
+    seed: int | None = None,
+    signals: Mapping[Signal, Callable[[Ints], Any]] | None = None,
+    on_problem: Literal["degrade", "strict"] = "degrade",
+    resume: Literal["exact", "fresh"] = "exact",
+    generate_rows: int | None = None,
+) -> Selector:
+    """Let edgewise choose the prompts of a `trl.GRPOTrainer`. Call it before `trainer.train()`; every process must.
+
+    Args:
+        trainer: a GRPOTrainer (or a subclass of one) with a map-style train_dataset.
+        method: a name that `edgewise methods` lists, a `Method`, or a `Selector` made over the same dataset.
+        parameters: hyper-parameters for a method given by name.
+        outcome: name of the reward function that is the verifier. Its value from `correct_at` on means "correct", apart from
+            the shaped reward. Name it when there are several; without it groups are judged on the weighted sum.
+        correct_at: see `outcome`.
+        id_column: column with stable prompt ids; by default found as `PromptPool.from_dataset` says.
+        seed: of prompt order and draws; default the trainer's own.
+        signals: extra signals, name -> function of (n,) dataset rows, run on the main process.
+        on_problem: "degrade" or "strict", as in `Selector`.
+        resume: what to do when the trainer resumes. "exact" needs the selector state in the checkpoint; "fresh" starts from
+            priors if it has none.
+        generate_rows: rollouts a process generates in one call, at most. Default: TRL's own local generation batch, so memory
+            stays what the user sized; with vLLM the whole round.
+
+    Returns the selector. Raises HostError (seam moved, feature not carried, signal not served), ConfigError, PoolError.
+    """
+    _check_seam(trainer)
+    if isinstance(trainer, _SelectingMixin):
+        raise HostError("attach(trainer): edgewise is attached to this trainer already; attach once.")
+    _refuse_what_is_not_carried(trainer)
+    groups, rest = divmod(trainer.args.generation_batch_size, trainer.num_generations)
+    if rest:
+        raise HostError(
+            f"generation_batch_size {trainer.args.generation_batch_size} is no multiple of num_generations "
+            f"{trainer.num_generations}. Change one of them."
+        )
+    names = list(trainer.reward_func_names)
+    if outcome is not None and outcome not in names:
+        raise ConfigError(f"attach(outcome={outcome!r}): no reward function has that name; there are {names}.")
+    if outcome is None and len(names) > 1:
+        warnings.warn(
+            f"edgewise: {len(names)} reward functions {names} and no attach(outcome=...): groups are judged on the weighted "
+            "sum. Name the verifier to keep shaping rewards out of the decision.",
+            DegradedWarning,
+            stacklevel=2,
+        )
+    if isinstance(method, Selector):
+        selector = method
+        if parameters or seed is not None:
+            raise ConfigError("attach(trainer, Selector): parameters and seed belong to the Selector; give them there.")
+        if (selector.batch_size, selector.group_size) != (groups, trainer.num_generations):
+            raise HostError(
+                f"The Selector has batch_size {selector.batch_size} x group_size {selector.group_size}; this trainer generates "
+                f"{groups} groups of {trainer.num_generations} (generation_batch_size / num_generations)."
+            )
+        if len(selector.pool) != len(trainer.train_dataset):
+            raise HostError(
+                f"The Selector's pool has {len(selector.pool)} prompts, train_dataset {len(trainer.train_dataset)}. Make both "
+                "from the same dataset; merge duplicates before the trainer sees it."
+            )
+    else:
+        pool = PromptPool.from_dataset(trainer.train_dataset, id_column=id_column)
+        selector = Selector(
+            method,
+            pool,
+            batch_size=groups,
+            group_size=trainer.num_generations,
+            seed=trainer.args.seed if seed is None else seed,
+            parameters=parameters,
+            on_problem=on_problem,
+            correct_at=correct_at,
+        )
+    host = Rounds(trainer, selector, outcome, correct_at, dict(signals or {}), resume, generate_rows)
+    selector.check_signals(host.served)
+    cls = type(trainer)
+    trainer.__class__ = type(f"Selecting{cls.__name__}", (_SelectingMixin, cls), {})
+    trainer._edgewise = host
+    return selector
+
+
+def _check_seam(trainer: Any) -> None:
+    """Every name this host leans on, checked before anything runs."""
+    problems = []
+    for name, arguments in _SEAM.items():
+        function = getattr(type(trainer), name, None)
+        if function is None:
+            problems.append(f"no method `{name}`")
+            continue
+        found = tuple(inspect.signature(function).parameters)[1 : 1 + len(arguments)]
+        if found != arguments:
+            problems.append(f"`{name}{arguments}` now takes {found}")
+    problems += [f"no attribute `{name}`" for name in (*_ATTRIBUTES, *_PRIVATE) if not hasattr(trainer, name)]
+    args = getattr(trainer, "args", None)
+    problems += [f"no `args.{name}`" for name in ("generation_batch_size", "steps_per_generation") if not hasattr(args, name)]
+    if problems:
+        raise HostError(
+            f"edgewise.hosts.trl is tested with TRL {TESTED}; this is TRL {trl.__version__} with {type(trainer).__name__}, "
+            "which has "
+            + "; ".join(problems)
+            + ". Install a tested TRL, or drive the Selector yourself: `step.requests` before rollouts, `step.report` after."
+        )
+
+
+def _refuse_what_is_not_carried(trainer: Any) -> None:
+    refused = {
+        "an iterable train_dataset (prompts cannot be chosen from a stream)": isinstance(
+            trainer.train_dataset, (IterableDataset, torch.utils.data.IterableDataset)
+        ),
+        "tools": bool(getattr(trainer, "tools", None)),
+        "environment_factory": getattr(trainer, "environment_factories", None) is not None,
+        "images": bool({"image", "images"} & set(getattr(trainer.train_dataset, "column_names", None) or ())),
+    }
+    for what, present in refused.items():
+        if present:
+            raise HostError(f"edgewise.hosts.trl does not carry {what} yet. Train without it, or drive the Selector yourself.")
+
+
+class _SelectingMixin:
+    """Put in front of the trainer's class by `attach`. Thin: the work is in `Rounds`."""
+
+    _edgewise: Rounds
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        host = self._edgewise
+        if not self.model.training:  # type: ignore[attr-defined]
+            return super()._generate_and_score_completions(inputs)  # type: ignore[misc, no-any-return]
+        rows, replay, real = host.choose(len(inputs))
+        host.replay = replay
+        try:
+            batch = super()._generate_and_score_completions(rows)  # type: ignore[misc]
+        finally:
+            host.replay = None
+        batch["advantages"] = batch["advantages"] * real.to(batch["advantages"])
+        return batch  # type: ignore[no-any-return]
+
+    def _generate(self, prompts: list[Any]) -> Any:
+        replay = self._edgewise.replay
+        return super()._generate(prompts) if replay is None else replay.generated()  # type: ignore[misc]
+
+    def _calculate_rewards(self, inputs: Any, prompts: Any, completions: Any, completion_ids_list: Any) -> Any:
+        replay = self._edgewise.replay
+        if replay is None:
+            return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)  # type: ignore[misc]
+        return replay.rewards
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self.model.training:  # type: ignore[attr-defined]
+            logs.update(self._edgewise.take_logs())
+        super().log(logs, start_time)  # type: ignore[misc]
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        # Before the weights: a checkpoint that TRL finished is then never without its selector state.
+        self._edgewise.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")  # type: ignore[attr-defined]
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None:
+            self._edgewise.restore(Path(checkpoint))

@@ -1,0 +1,266 @@
+"""One arm of the laboratory: one method, one seed, one real GRPO run through the TRL host, in a process of its own.
+
+`python -m edgewise.lab.arm SPEC.json` trains until its budget of generated responses is spent, and writes to the arm's folder:
+`steps.jsonl` (a line an optimizer step), `evals.jsonl` (a line an evaluation), `result.json` at the end, and checkpoints in
+between. A signal saves and stops; the same command resumes at the saved step, exactly.
+
+Seconds are those of the arm itself (evaluation left out), on the wall and of the processor; with one thread an arm the latter
+hardly depends on what else the machine is doing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: nothing here is ever downloaded
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from edgewise.hosts.trl import attach
+from edgewise.lab.exact import pass_probability
+from edgewise.lab.policy import load_policy
+from edgewise.lab.record import PARTS, ArmSpec, append_line, read_lines, write_lines
+from edgewise.lab.task import make_task
+from edgewise.metrics import rank_correlation
+from edgewise.scores import prob_mixed
+from edgewise.signals.entropy import PromptEntropy
+from edgewise.types import Floats, Ints
+
+
+def run_arm(spec: ArmSpec, folder: Path) -> int:
+    """Train the arm in `folder`, resuming whatever stands there. Returns 0 when done, 75 when stopped by a signal."""
+    torch.set_num_threads(spec.threads)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    bed = _Bed(spec)
+    cuda = torch.cuda.is_available()
+    args = GRPOConfig(
+        output_dir=str(folder / "checkpoints"),
+        use_cpu=not cuda,
+        bf16=cuda and bool(spec.policy),
+        gradient_checkpointing=False,
+        report_to=[],
+        disable_tqdm=True,
+        logging_strategy="no",
+        save_strategy="steps",
+        save_steps=50,
+        save_total_limit=1,
+        per_device_train_batch_size=spec.batch_size * spec.group_size,
+        num_generations=spec.group_size,
+        max_completion_length=bed.max_completion_tokens,
+        max_steps=spec.steps or 1_000_000,
+        learning_rate=spec.learning_rate,
+        lr_scheduler_type="constant",
+        temperature=1.0,
+        beta=0.0,
+        seed=spec.seed,
+    )
+    trainer = GRPOTrainer(
+        model=bed.model, reward_funcs=bed.reward, args=args, train_dataset=bed.dataset, processing_class=bed.tokenizer
+    )
+    trainer.remove_callback(PrinterCallback)
+    selector = attach(
+        trainer,
+        spec.method,
+        parameters=spec.parameters,
+        seed=spec.seed,
+        signals={"pass_rate": bed.pass_rates(lambda: trainer.state.global_step)} if bed.exact else None,
+        generate_rows=4096 if not spec.policy else None,
+    )
+    watch = _Watch(spec, folder, bed, trainer, selector)
+    trainer.add_callback(watch)
+    checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.partition("-")[2]))
+    whole = [c for c in checkpoints if (c / "trainer_state.json").is_file()]
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, watch.ask_to_stop)
+    trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    return watch.finish()
+
+
+class _Bed:
+    """Task, prompts and policy of an arm, and its evaluation."""
+
+    def __init__(self, spec: ArmSpec) -> None:
+        sizes = {"n_train": spec.prompts or None, "n_held_out": spec.held_out or None}
+        self.task = make_task(spec.task, pool=spec.pool, **sizes)
+        if spec.policy == "smollm2":
+            from edgewise.lab.smollm import load_smollm
+
+            self.model, self.tokenizer = load_smollm()
+        else:
+            self.model, self.tokenizer = load_policy(spec.policy or None)
+        self.chat = bool(getattr(self.tokenizer, "chat_template", None))
+        self.exact = self.task.exact and not self.chat
+        self.max_completion_tokens = self.task.max_completion_tokens
+        rows = [dict(row) for row in self.task.train_rows]
+        if self.chat:
+            rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+        self.dataset = Dataset.from_list(rows)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self._rates: tuple[int, Floats] | None = None
+
+    def reward(self, completions: Any, **columns: Any) -> list[float | None]:
+        """The verifier: exact match, or the task library's own scorer. None where scoring failed."""
+        texts = [c if isinstance(c, str) else c[-1]["content"] for c in completions]
+        names = [name for name in columns if isinstance(columns[name], list) and len(columns[name]) == len(texts)]
+        rows = [{name: columns[name][i] for name in names} for i in range(len(texts))]
+        return list(self.task.reward(texts, rows))
+
+    def _exact(self, rows: Any) -> Floats:
+        return pass_probability(self.model, self.tokenizer, [r["prompt"] for r in rows], [r["answer"] for r in rows])
+
+    def pass_rates(self, version: Callable[[], int]) -> Callable[[Ints], Floats]:
+        """Exact pass probabilities of training prompts; the whole pool is scored once a policy version."""
+
+        def serve(rows: Ints) -> Floats:
+            if self._rates is None or self._rates[0] != version():
+                self._rates = (version(), self._exact(self.task.train_rows))
+            return self._rates[1][rows]
+
+        return serve
+
+    def held_out(self) -> float:
+        """Accuracy on held-out prompts: exact where the task allows, else by one greedy answer a prompt."""
+        rows = self.task.held_out_rows
+        if self.exact:
+            return float(self._exact(rows).mean())
+        scores: list[float] = []
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            for start in range(0, len(rows), 32):
+                part = rows[start : start + 32]
+                prompts: Any = [row["prompt"] for row in part]
+                if self.chat:
+                    prompts = [
+                        self.tokenizer.apply_chat_template(
+                            [{"role": "user", "content": p}], tokenize=False, add_generation_prompt=True
+                        )
+                        for p in prompts
+                    ]
+                batch = self.tokenizer(
+                    prompts, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=not self.chat
+                )
+                batch = {name: tensor.to(self.device) for name, tensor in batch.items() if name != "token_type_ids"}
+                with torch.no_grad():
+                    out = self.model.generate(**batch, do_sample=False, max_new_tokens=self.max_completion_tokens)
+                texts = self.tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+                scores += [float(s or 0.0) for s in self.task.reward(texts, part)]
+        finally:
+            self.model.train(was_training)
+        return float(np.mean(scores))
+
+    def premise(self) -> dict[str, float]:
+        """On the whole training pool: mean exact pass rate, and Spearman of V with pass rate and with P(mixed)."""
+        rows = self.task.train_rows
+        p = self._exact(rows)
+        mixed = prob_mixed(p, 8)
+        v = PromptEntropy(self.model)([self.tokenizer(row["prompt"])["input_ids"] for row in rows])
+        kinds = np.array([row["kind"] for row in rows])
+        within = [rank_correlation(v[kinds == k], mixed[kinds == k]) for k in np.unique(kinds)]
+        values = {
+            "train_pass_rate": float(p.mean()),
+            "zero_variance_share": float(1.0 - mixed.mean()),
+            "v_pass_corr": rank_correlation(v, p),
+            "v_mixed_corr": rank_correlation(v, mixed),
+            "v_mixed_corr_within_kind": float(np.nanmedian(within)),
+        }
+        return {name: value for name, value in values.items() if np.isfinite(value)}
+
+
+class _Watch(TrainerCallback):
+    """Writes the lines, evaluates when due, and stops the arm."""
+
+    def __init__(self, spec: ArmSpec, folder: Path, bed: _Bed, trainer: Any, selector: Any) -> None:
+        self.spec, self.folder, self.bed, self.trainer, self.selector = spec, folder, bed, trainer, selector
+        self.spent = dict.fromkeys((*PARTS, "wall_s", "cpu_s"), 0.0)
+        self.asked_to_stop = False
+        self.stopped = False
+        self.next_eval = 0
+        self.begun = (0.0, 0.0)
+
+    def ask_to_stop(self, *_: Any) -> None:
+        self.asked_to_stop = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        done = [line for line in read_lines(self.folder / "steps.jsonl") if line["step"] <= state.global_step]
+        evals = [line for line in read_lines(self.folder / "evals.jsonl") if line["step"] <= state.global_step]
+        write_lines(self.folder / "steps.jsonl", done)
+        write_lines(self.folder / "evals.jsonl", evals)
+        if done:
+            self.spent = {name: done[-1]["spent"][name] for name in self.spent}
+        self.next_eval = (len(evals)) * self.spec.eval_responses
+        if not evals:
+            self.evaluate(state.global_step, 0)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.begun = (time.perf_counter(), time.process_time())
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        wall, cpu = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
+        metrics = self.selector.metrics
+        parts = {name: metrics.get(name, 0.0) for name in PARTS if name != "train_s"}
+        parts["train_s"] = wall - sum(parts.values())
+        for name, value in (*parts.items(), ("wall_s", wall), ("cpu_s", cpu)):
+            self.spent[name] += value
+        total = int(metrics["rollouts_total"])
+        line = {"step": state.global_step, "responses": total, "spent": self.spent, "metrics": metrics}
+        append_line(self.folder / "steps.jsonl", line)
+        last = total >= self.spec.responses or bool(self.spec.steps and state.global_step >= self.spec.steps)
+        if total >= self.next_eval or last:
+            self.evaluate(state.global_step, total, whole=last)
+        if last:
+            control.should_training_stop = True
+            self.stopped = True
+        elif self.asked_to_stop:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def evaluate(self, step: int, total: int, whole: bool = False) -> None:
+        line: dict[str, Any] = {"step": step, "responses": total, "held_out": self.bed.held_out()}
+        line |= {name: self.spent[name] for name in ("wall_s", "cpu_s")} | {
+            "tokens": self.selector.metrics.get("tokens_total", 0.0)
+        }
+        number = self.next_eval // self.spec.eval_responses
+        if self.bed.exact and (whole or number % 5 == 0):
+            line |= self.bed.premise()
+        append_line(self.folder / "evals.jsonl", line)
+        self.next_eval = (total // self.spec.eval_responses + 1) * self.spec.eval_responses
+
+    def finish(self) -> int:
+        if not self.stopped:
+            return 75  # EX_TEMPFAIL: stopped by a signal, the same command resumes
+        lines = read_lines(self.folder / "steps.jsonl")
+        result = {
+            "spec": asdict(self.spec),
+            "steps": lines[-1]["step"],
+            "responses": lines[-1]["responses"],
+            "spent": self.spent,
+        }
+        temporary = self.folder / "result.json.tmp"
+        temporary.write_text(json.dumps(result))
+        os.replace(temporary, self.folder / "result.json")
+        return 0
+
+
+def main(spec_file: str) -> int:
+    """Run the arm that `spec_file` describes, in the folder where it stands."""
+    path = Path(spec_file)
+    return run_arm(ArmSpec(**json.loads(path.read_text())), path.parent)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

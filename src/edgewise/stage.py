@@ -1,0 +1,392 @@
+"""The machinery under a step: the method's view of it, issuing tickets, settling outcomes, rolling back.
+
+A `Stage` is what a method sees as its `StepView`. A synchronous step makes one and throws it away; streaming keeps one.
+"""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from edgewise import kinds, outcomes
+from edgewise.errors import EdgewiseError, MethodError, OutcomeError, ShortfallError, SignalError
+from edgewise.metrics import StepMetrics
+from edgewise.stream import derived_rng
+from edgewise.types import (
+    PROMPT_ENTROPY,
+    Array,
+    Bools,
+    Floats,
+    Groups,
+    Ints,
+    MethodState,
+    Outcome,
+    Requests,
+    Signal,
+    Ticket,
+    Verdicts,
+)
+
+if TYPE_CHECKING:
+    from edgewise.selector import Selector
+
+Signals = Mapping[Signal, Callable[[Ints], Any]]
+"""Name -> function from (n,) pool rows to (n,) numbers, computed with the current policy."""
+
+
+class Judged(NamedTuple):
+    """What became of reported groups: the checked groups and the method's verdicts on them, one each."""
+
+    groups: Groups
+    verdicts: Verdicts
+
+
+class Stage:
+    """One step (or one stream) of one selector. Its first part is the `StepView` that methods see."""
+
+    def __init__(self, selector: Selector, *, streaming: bool) -> None:
+        self._selector = selector
+        self.streaming = streaming
+        self.metrics = StepMetrics()
+        self.number = 0
+        self.round = 0
+        self.policy_version = 0
+        self._signals: Signals = {}
+        self._offered: list[Ints] = []
+        self._round_tickets: dict[int, Ticket] = {}
+        self._waiting: list[Outcome] = []
+        self._entropies: dict[int, float] = {}
+        self._fallen_back = False
+        self._undo_rows: list[tuple[Ints, dict[str, Array]]] = []
+        self._undo_shared: dict[str, Array] = {}
+        self._undo_position = 0
+
+    # -- what a method sees (StepView) ---------------------------------------------------------------------------------
+
+    @property
+    def strict(self) -> bool:
+        return self._selector.strict
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        return derived_rng(self._selector.seed, self.number, self.round, purpose=purpose)
+
+    def draw(self, n: int) -> Ints:
+        blocked = self._selector._blocked
+        rows = self._selector._stream.draw(min(n, self._free()), blocked)
+        self._offered.append(rows)
+        self.metrics.add(offered=len(rows))
+        return rows
+
+    def eligible(self, rows: Ints) -> Bools:
+        return ~self._selector._blocked[rows]
+
+    def signal(self, name: Signal, rows: Ints) -> Floats:
+        serve = self._signals.get(name)
+        if serve is None:
+            raise SignalError(
+                f"signal({name!r}): this host serves {sorted(self._signals) or 'no signals'}; it cannot be asked for."
+            )
+        asked = np.array(rows, dtype=np.int64)
+        started = time.perf_counter()
+        values = np.asarray(serve(asked), dtype=np.float64)
+        self.metrics.add(signal_s=time.perf_counter() - started)
+        if values.shape != asked.shape:
+            raise SignalError(f"signal({name!r}) must answer with one number a row, shape {asked.shape}, got {values.shape}.")
+        if name == PROMPT_ENTROPY:
+            self._entropies.update(zip(asked.tolist(), values.tolist(), strict=True))
+        return values
+
+    def log(self, **values: float) -> None:
+        self.metrics.add(**values)
+
+    def gauge(self, **values: float) -> None:
+        self.metrics.set(**values)
+
+    def problem(self, error: EdgewiseError) -> None:
+        self._selector.problem(error)
+
+    # -- one round -----------------------------------------------------------------------------------------------------
+
+    def begin(self, number: int, policy_version: int, signals: Signals) -> None:
+        """Point the view at a step. The first call of a step also remembers what a rollback needs."""
+        self.number, self.policy_version, self._signals = number, policy_version, signals
+        if not self.streaming and not self._undo_shared:
+            self._undo_shared = _copies(self._selector.method.state().shared)
+            self._undo_position = self._selector._stream.position
+
+    def propose(self, room: int, shortfall: int) -> Requests:
+        """Ask the method; in degrade mode a failing method is replaced by uniform, for one round a step."""
+        selector = self._selector
+        before = _copies(selector.method.state().shared)
+        started, signal_before = time.perf_counter(), self.metrics.get("signal_s")
+        try:
+            requests = selector.method.propose(room, self)
+            self._check(requests)
+        except ShortfallError:
+            raise
+        except Exception as error:
+            if selector.strict:
+                raise
+            self._restore_shared(before)
+            requests = self._fall_back(shortfall, error)
+        spent = time.perf_counter() - started - (self.metrics.get("signal_s") - signal_before)
+        self.metrics.add(propose_ms=1e3 * spent)
+        return requests
+
+    def _check(self, requests: Requests) -> None:
+        """Refuse what would break the contract: rows out of range, doubled, or never offered by this step."""
+        rows, rollouts, name = requests.rows, requests.rollouts, self._selector.method.name
+        size = len(self._selector.pool)
+        if rows.ndim != 1 or rollouts.shape != rows.shape or rows.dtype.kind != "i" or rollouts.dtype.kind != "i":
+            raise MethodError(
+                f"{name}.propose must give integer rows (n,) and rollouts (n,), got {rows.shape}, {rollouts.shape}."
+            )
+        if len(rows) and (rows.min() < 0 or rows.max() >= size):
+            raise MethodError(f"{name}.propose must give rows in [0, {size}), got {int(rows.min())} … {int(rows.max())}.")
+        if len(np.unique(rows)) != len(rows):
+            raise MethodError(f"{name}.propose must give distinct rows, got {len(rows) - len(np.unique(rows))} repeats.")
+        if len(rollouts) and rollouts.min() < 1:
+            raise MethodError(f"{name}.propose must ask for at least one rollout a prompt, got {int(rollouts.min())}.")
+        busy = [t.row for t in self._selector._open.values()]
+        if len(np.intersect1d(rows, np.array(busy, dtype=np.int64))):
+            raise MethodError(f"{name}.propose asked for a prompt that is already in flight.")
+
+    def _fall_back(self, shortfall: int, error: Exception) -> Requests:
+        selector = self._selector
+        if not isinstance(error, EdgewiseError) and type(error).__name__ not in selector._warned:
+            traceback.print_exception(error)
+        selector.problem(
+            MethodError(
+                f"{selector.method.name}.propose failed in step {self.number}: {type(error).__name__}: {error}. "
+                "Prompts of this round are drawn uniformly instead."
+            )
+        )
+        self.metrics.set(degraded=1.0)
+        if self._fallen_back and not self.streaming:
+            return Requests.of([], selector.group_size)
+        self._fallen_back = True
+        return Requests.of(self.draw(shortfall), selector.group_size)
+
+    def issue(self, requests: Requests) -> list[Ticket]:
+        """Turn requests into tickets in flight."""
+        selector = self._selector
+        predicted = requests.predicted_pass_rate
+        tickets = []
+        for i, (row, rollouts) in enumerate(zip(requests.rows.tolist(), requests.rollouts.tolist(), strict=True)):
+            p = None if predicted is None or not np.isfinite(predicted[i]) else float(predicted[i])
+            ticket = Ticket(
+                seq=selector._next_seq, row=row, prompt_id=selector.pool.ids[row], step=self.number, round=self.round,
+                policy_version=self.policy_version, rollouts=rollouts, predicted_pass_rate=p,
+            )  # fmt: skip
+            selector._next_seq += 1
+            selector._open[ticket.seq] = ticket
+            self._round_tickets[ticket.seq] = ticket
+            tickets.append(ticket)
+        fresh = requests.rows[~selector._blocked[requests.rows]]  # methods that pick from the whole pool do not draw
+        selector._blocked[fresh] = True
+        self._offered.append(fresh)
+        if tickets:
+            self.metrics.add(rounds=1)
+        return tickets
+
+    def accept(self, reported: Sequence[Outcome]) -> list[Outcome]:
+        """Those outcomes whose ticket is open and agrees with what was issued; the rest are counted, once each."""
+        selector = self._selector
+        good: list[Outcome] = []
+        seen: set[int] = set()
+        for outcome in reported:
+            issued = selector._open.get(outcome.ticket.seq)
+            if issued is None or outcome.ticket.seq in seen:
+                known = outcome.ticket.seq < selector._next_seq
+                selector._totals["dup_outcomes"] += 1
+                if selector.strict:
+                    raise OutcomeError(
+                        f"Outcome for ticket {outcome.ticket.seq} of prompt {outcome.ticket.prompt_id!r}: "
+                        + ("it was already reported or cancelled." if known else "no such ticket was issued.")
+                    )
+                continue
+            if replace(outcome.ticket, predicted_pass_rate=None) != replace(issued, predicted_pass_rate=None):
+                selector.problem(
+                    OutcomeError(
+                        f"Outcome for ticket {issued.seq}: it was issued for prompt {issued.prompt_id!r} and is reported for "
+                        f"{outcome.ticket.prompt_id!r}. The outcome is refused whole."
+                    )
+                )
+                continue
+            seen.add(outcome.ticket.seq)
+            good.append(outcome if outcome.ticket is issued else replace(outcome, ticket=issued))
+        return good
+
+    def settle(self, reported: Sequence[Outcome]) -> Judged:
+        """Judge and observe. A method of scope "batch" waits until the round is complete."""
+        selector = self._selector
+        if selector.method.scope == "batch" and not self.streaming:
+            self._waiting.extend(reported)
+            done = {o.ticket.seq for o in self._waiting}
+            if any(seq not in done for seq in self._round_tickets):
+                return _nothing(selector.group_size)
+            reported, self._waiting = self._waiting, []
+        if not reported:
+            return _nothing(selector.group_size)
+        ordered = sorted(reported, key=lambda o: o.ticket.seq)
+        groups = outcomes.stack(ordered, selector.problem)
+        for ticket in groups.tickets:
+            selector._open.pop(ticket.seq, None)
+            self._round_tickets.pop(ticket.seq, None)
+        if self.streaming:
+            selector._blocked[groups.rows] = False
+        self._count(groups)
+        verdicts = self._judge(groups)
+        self._observe(groups.select(np.flatnonzero(groups.valid.any(axis=1))))
+        for reason in set(verdicts.reasons) - {""}:
+            self.metrics.add(**{f"dropped_{reason}": verdicts.reasons.count(reason)})
+        return Judged(groups, verdicts)
+
+    def _judge(self, groups: Groups) -> Verdicts:
+        selector = self._selector
+        try:
+            verdicts = selector.method.judge(groups, self)
+            if verdicts.keep.shape != (len(groups),) or len(verdicts.reasons) != len(groups):
+                raise MethodError(
+                    f"{selector.method.name}.judge must answer for {len(groups)} groups, got {verdicts.keep.shape}."
+                )
+            return verdicts
+        except Exception as error:
+            if selector.strict:
+                raise
+            self._failed("judge", error, "All whole groups are kept.")
+            return Verdicts.of(groups.valid.sum(axis=1) >= 2, "incomplete")
+
+    def _observe(self, groups: Groups) -> None:
+        if len(groups) == 0:
+            return
+        selector = self._selector
+        rows = np.unique(groups.rows)
+        held = selector.method.state()
+        if not self.streaming or not selector.strict:
+            self._undo_rows.append((rows, {k: v[rows].copy() for k, v in held.prompts.items()}))
+        before = _copies(held.shared)
+        try:
+            selector.method.observe(groups, self)
+        except Exception as error:
+            if selector.strict:
+                raise
+            self._restore_shared(before, [self._undo_rows.pop()])
+            self._failed("observe", error, "These groups teach nothing.")
+        if self.streaming:
+            self._undo_rows.clear()
+
+    def _failed(self, what: str, error: Exception, then: str) -> None:
+        """Degrade: say which part of the method failed and what happens instead."""
+        name = self._selector.method.name
+        self._selector.problem(MethodError(f"{name}.{what} failed: {type(error).__name__}: {error}. {then}"))
+        self.metrics.set(degraded=1.0)
+
+    def _count(self, groups: Groups) -> None:
+        """The counts that every method shares: before any gate, dropped groups included."""
+        selector = self._selector
+        kind = kinds.group_kinds(groups.rewards, groups.valid, groups.correct, correct_at=selector.correct_at)
+        complete = groups.valid.sum(axis=1) >= 2
+        responses = float(sum(t.rollouts for t in groups.tickets))
+        self.metrics.add(
+            rolled_out=len(groups),
+            responses=responses,
+            response_tokens=float(groups.response_tokens.sum()),
+            missing_rollouts=responses - float(groups.valid.sum()),
+            truncated=float(groups.truncated.sum()),
+            incomplete=float((~complete).sum()),
+            mixed=float(((kind == kinds.MIXED) & complete).sum()),
+            all_pass=float(((kind == kinds.EASY) & complete).sum()),
+            all_fail=float(((kind == kinds.HARD) & complete).sum()),
+        )
+        selector._totals["rollouts_total"] += responses
+        selector._totals["tokens_total"] += float(groups.response_tokens.sum())
+        entropy = np.array([self._entropies.get(r, np.nan) for r in groups.rows.tolist()])
+        if np.isfinite(entropy).any():
+            passed = np.where(np.isnan(groups.correct), groups.rewards >= selector.correct_at, groups.correct > 0.5)
+            unknown = np.full(len(groups), np.nan)
+            passes = (passed & groups.valid).sum(axis=1)
+            rate = np.divide(passes, groups.valid.sum(axis=1), where=complete, out=unknown)
+            selector._premise.add(entropy, (kind == kinds.MIXED).astype(np.float64), rate)
+
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    def cancel_unreported(self) -> Judged:
+        """Tickets of the round that the host never reported are cancelled: not outcomes, and free to be chosen again."""
+        selector = self._selector
+        left = [t for seq, t in self._round_tickets.items() if seq not in {o.ticket.seq for o in self._waiting}]
+        for ticket in left:
+            selector._open.pop(ticket.seq, None)
+            self._round_tickets.pop(ticket.seq, None)
+        if left:
+            self.metrics.add(unreported=len(left))
+            selector.problem(
+                OutcomeError(
+                    f"Step {self.number}, round {self.round}: {len(left)} of the round's tickets were never reported (first: "
+                    f"prompt {left[0].prompt_id!r}). They are cancelled; report failed rollouts with rewards of None."
+                )
+            )
+        return self.settle([])
+
+    def release_offered(self) -> None:
+        """Make everything this step offered choosable again."""
+        for rows in self._offered:
+            self._selector._blocked[rows] = False
+        self._offered = []
+
+    def release_unissued(self) -> None:
+        """Streaming: what was drawn and not issued is free again; issued prompts stay in flight."""
+        self.release_offered()
+        busy = {ticket.row for ticket in self._selector._open.values()}
+        self._selector._blocked[list(busy)] = True
+        self._entropies = {row: value for row, value in self._entropies.items() if row in busy}
+        self._round_tickets = {}
+
+    def close(self) -> dict[str, float]:
+        """Streaming: the numbers since the last call."""
+        selector = self._selector
+        self.metrics.set(step=selector._number, in_flight=float(len(selector._open)), **selector._totals)
+        self.metrics.set(**selector._premise.correlations())
+        values, self.metrics = self.metrics.as_dict(), StepMetrics()
+        return values
+
+    def roll_back(self) -> None:
+        """Undo everything the step changed, except the count of rollouts that were really generated."""
+        selector = self._selector
+        for seq in self._round_tickets:
+            selector._open.pop(seq, None)
+        self._round_tickets = {}
+        self.release_offered()
+        self._restore_shared(self._undo_shared, self._undo_rows)
+        self._undo_rows = []
+        selector._stream.position = self._undo_position
+
+    def _restore_shared(self, shared: dict[str, Array], rows: Sequence[tuple[Ints, dict[str, Array]]] = ()) -> None:
+        held = self._selector.method.state()
+        prompts = _copies(held.prompts)
+        for at, values in reversed(rows):
+            for name, old in values.items():
+                prompts[name][at] = old
+        self._selector.method.restore(MethodState(prompts=prompts, shared=_copies(shared)))
+
+    def _free(self) -> int:
+        return len(self._selector.pool) - int(np.count_nonzero(self._selector._blocked))
+
+
+def _copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
+    return {name: np.array(array) for name, array in arrays.items()}
+
+
+def _nothing(group_size: int) -> Judged:
+    empty = np.empty(0, dtype=np.int64)
+    none = np.empty((0, group_size))
+    groups = Groups(
+        tickets=(), rows=empty, rewards=none, correct=none, valid=none.astype(np.bool_), truncated=empty,
+        rollout_entropy=np.empty(0), response_tokens=empty,
+    )  # fmt: skip
+    return Judged(groups, Verdicts(np.empty(0, dtype=np.bool_), ()))

@@ -1,0 +1,169 @@
+"""One training step of a synchronous host: a transaction over rounds of requests and reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgewise.errors import ConfigError, EdgewiseError, ShortfallError
+from edgewise.stage import Judged, Signals, Stage
+from edgewise.types import ROLLOUT_SIGNALS, Array, Groups, Outcome, Ticket
+
+if TYPE_CHECKING:
+    from edgewise.selector import Selector
+
+
+class Step:
+    """One training step of a synchronous host. Made by `Selector.step`; use it as a context manager."""
+
+    def __init__(self, selector: Selector, policy_version: int) -> None:
+        self._selector = selector
+        self._stage = Stage(selector, streaming=False)
+        self._policy_version = int(policy_version)
+        self._kept: list[Groups] = []
+        self._dropped: list[Groups] = []
+        self._issued = 0
+        self._entered = False
+
+    def __enter__(self) -> Step:
+        selector = self._selector
+        if self._entered or selector._current is not None:
+            raise ConfigError("Selector.step(): a step is entered once, and one at a time.")
+        self._entered = True
+        selector._current = self
+        if selector._reissue:  # a synchronous step that was cut off is done again as a whole
+            for ticket in selector._reissue:
+                selector._open.pop(ticket.seq, None)
+                selector._blocked[ticket.row] = False
+            selector._reissue = []
+        self._stage.begin(selector._number, self._policy_version, {})
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        selector = self._selector
+        started = time.perf_counter()
+        selector._current = None
+        if kind is not None:
+            self._stage.roll_back()
+            return
+        try:
+            self._stage.cancel_unreported()
+        except EdgewiseError:  # strict mode
+            self._stage.roll_back()
+            raise
+        self._stage.release_offered()
+        metrics = self._stage.metrics
+        metrics.set(step=selector._number, **selector._totals)
+        metrics.set(**self.accounts())
+        selector._number += 1
+        selector.metrics = metrics.as_dict()
+        if selector.directory is not None:
+            selector._autosave()
+        selector.metrics["commit_ms"] = 1e3 * (time.perf_counter() - started)
+
+    @property
+    def missing(self) -> int:
+        """Groups that the training batch still lacks."""
+        return max(0, self._selector.batch_size - sum(len(g) for g in self._kept))
+
+    def requests(self, signals: Signals | None = None) -> Iterator[list[Ticket]]:
+        """Rounds of tickets until the training batch is full or the method cannot fill it.
+
+        signals: what the method may ask for, by name, for the current policy.
+        Raises HostError if the method needs one that is not there; SignalError, MethodError and the method's own errors only
+        in strict mode.
+        """
+        selector, stage = self._selector, self._stage
+        selector.check_signals({*(signals or {}), *ROLLOUT_SIGNALS})
+        stage.begin(selector._number, self._policy_version, signals or {})
+        while self.missing > 0:
+            tickets = stage.issue(stage.propose(self.missing, shortfall=self.missing))
+            if not tickets:
+                break
+            yield tickets
+            self._take_in(stage.cancel_unreported())
+            stage.round += 1
+        stage.metrics.set(shortfall=self.missing)
+
+    def report(self, reported: Sequence[Outcome]) -> Judged:
+        """Outcomes of this step's tickets, in any order and any number of calls before the next round is asked for."""
+        judged = self._stage.settle(self._stage.accept(reported))
+        self._take_in(judged)
+        return judged
+
+    def note(self, **values: float) -> None:
+        """Add a host's own counts to this step's metrics, such as `rollout_s`."""
+        self._stage.metrics.add(**values)
+
+    def _take_in(self, judged: Judged) -> None:
+        if len(judged.groups):
+            self._kept.append(judged.groups.select(judged.verdicts.keep))
+            self._dropped.append(judged.groups.select(~judged.verdicts.keep))
+
+    @property
+    def training_batch(self) -> Groups:
+        """The first `batch_size` kept groups in the order in which they were requested; fewer if the step ended short.
+
+        Raises ShortfallError if not one group was kept.
+        """
+        kept = _in_request_order(self._kept)
+        if kept is None or len(kept) == 0:
+            raise ShortfallError(
+                f"Step {self._selector._number} has no group to train on: {self._counts()}. Lower the bar (another gate, more "
+                "rounds), add prompts of other difficulty, or train on a zero-variance batch on purpose."
+            )
+        return kept.select(np.arange(min(len(kept), self._selector.batch_size)))
+
+    @property
+    def fillers(self) -> Groups | None:
+        """Groups that were rolled out and dropped, in request order; a host may fill a short batch with them."""
+        return _in_request_order(self._dropped)
+
+    def _counts(self) -> str:
+        m = self._stage.metrics
+        return (
+            f"{m.get('rolled_out'):.0f} groups rolled out in {m.get('rounds'):.0f} rounds, {m.get('mixed'):.0f} mixed, "
+            f"{m.get('all_pass'):.0f} all passing, {m.get('all_fail'):.0f} all failing"
+        )
+
+    def accounts(self) -> dict[str, float]:
+        """Shares and totals of the step so far, as they will be logged."""
+        m = self._stage.metrics
+        kept = sum(len(g) for g in self._kept)
+        rolled = m.get("rolled_out")
+        values = {
+            "in_flight": float(len(self._selector._open)),
+            "short_groups": float(max(0, self._selector.batch_size - kept)),
+            "surplus": float(max(0, kept - self._selector.batch_size)),
+            "topup_rounds": max(0.0, m.get("rounds") - 1),
+            "epoch": self._selector._stream.position / len(self._selector.pool),
+        }
+        if rolled:
+            values |= {f"{name}_frac": m.get(name) / rolled for name in ("mixed", "all_pass", "all_fail")}
+        return values | self._selector._premise.correlations()
+
+
+def _in_request_order(parts: Sequence[Groups]) -> Groups | None:
+    """One `Groups` of all parts, by ticket; None if there are no parts."""
+    if not parts:
+        return None
+    width = max(g.rewards.shape[1] for g in parts)
+
+    def wide(array: Array, fill: Any) -> Array:
+        return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
+
+    joined = Groups(
+        tickets=tuple(t for g in parts for t in g.tickets),
+        rows=np.concatenate([g.rows for g in parts]),
+        rewards=np.concatenate([wide(g.rewards, np.nan) for g in parts]),
+        correct=np.concatenate([wide(g.correct, np.nan) for g in parts]),
+        valid=np.concatenate([wide(g.valid, False) for g in parts]),
+        truncated=np.concatenate([g.truncated for g in parts]),
+        rollout_entropy=np.concatenate([g.rollout_entropy for g in parts]),
+        response_tokens=np.concatenate([g.response_tokens for g in parts]),
+    )
+    return joined.select(np.argsort([t.seq for t in joined.tickets], kind="stable"))
