@@ -440,6 +440,22 @@ def test_streaming_asks_for_exactly_n_without_a_top_up() -> None:
     assert len(started(Dapo(on_short="error")).propose(3, FakeStep([], streaming=True))) == 0
 
 
+def test_streaming_never_asks_for_more_than_n() -> None:
+    for method in (Greso(round_to=8), Hive(round_to=8), Hive(gate_pool="raw_batch", raw_batch=13)):
+        step = FakeStep(range(26), signals={PROMPT_ENTROPY: entropy_is_row}, streaming=True)
+        assert len(started(method).propose(3, step)) == 3
+
+
+def test_streaming_still_reports_what_became_of_a_bypassing_prompt_after_later_takes() -> None:
+    method = started(Hive(bypass=1.0, shuffle=False))
+    for number, stream in enumerate((range(10), range(10, 20))):
+        step = FakeStep(stream, streaming=True, number=number)
+        method.propose(2, step)
+    for expected in (1, 1):  # reported once, whatever comes later
+        method.observe(passing([1], [4]), step)
+        assert step.sums["bypassed_easy"] == expected
+
+
 # -- the gate, and rounds that end -------------------------------------------------------------------------------------
 
 

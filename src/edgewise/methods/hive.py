@@ -41,6 +41,8 @@ from edgewise.types import PROMPT_ENTROPY, ROLLOUT_ENTROPY, Bools, Floats, Group
 
 _LOOKS = 64
 """Prompts a round may look at per group it wants, so that a step costs what the batch costs when nearly all are skipped."""
+_REMEMBERED = 4096
+"""Bypassing prompts in flight whose outcome is still reported when streaming."""
 _KIND_WORDS = ((MIXED, "open"), (EASY, "easy"), (HARD, "hard"))
 _NO_ROWS = np.empty(0, dtype=np.int64)
 
@@ -151,7 +153,8 @@ class Hive(DynamicSampling):
 
     def propose(self, room: int, step: StepView) -> Requests:
         if step.round == 0:
-            self._skipped = self._bypassed = _NO_ROWS
+            self._skipped = _NO_ROWS
+            self._bypassed = self._bypassed[-_REMEMBERED:] if step.streaming else _NO_ROWS
         self._controller.fold(
             step.policy_version,
             target_easy=self.target_easy, target_hard=self.target_hard, arm_at=self.arm_at,
@@ -168,6 +171,8 @@ class Hive(DynamicSampling):
             return self.nothing_left(room, step)
         if self.shuffle:
             rows = rows[step.rng("order").permutation(len(rows))]
+        if step.streaming:  # `take(n)` promises at most n: whole raw batches and rounding up yield to it
+            rows = rows[:room]
         return Requests.of(rows, self.group_size)
 
     def _wanted(self, target: int, *, first: bool) -> int:
@@ -320,6 +325,7 @@ class Hive(DynamicSampling):
             step.gauge(rho_easy=rho_easy, rho_hard=rho_hard)
         if len(self._bypassed):
             unverified = kinds[np.isin(complete.rows, self._bypassed)]
+            self._bypassed = self._bypassed[~np.isin(self._bypassed, complete.rows)]
             step.log(**{f"bypassed_{word}": int((unverified == kind).sum()) for kind, word in _KIND_WORDS})
 
     # -- state ---------------------------------------------------------------------------------------------------------
