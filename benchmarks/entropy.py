@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/entropy.py [--rows 512] [--width 896] [--vocabulary 151936] [--repeats 7] [--json FILE]
 
-One process, contenders alternated A B C A B C, one warm-up, medians, CPU seconds beside wall seconds. Quote the ratios; quote a
-time only from a run that does not print "contended".
+One process, contenders alternated A B C A B C, one warm-up, medians, CPU seconds beside wall seconds. Quote the ratios (CPU time,
+median over the rounds); quote a time only from a run that does not print "contended".
 """
 
 from __future__ import annotations
@@ -91,7 +91,6 @@ def main() -> None:
                 run()
                 wall[name].append(time.perf_counter() - w)
                 cpu[name].append(time.process_time() - c)
-    base = statistics.median(cpu["tiled product"])
     contended = any(sum(wall[n]) > 1.2 * sum(cpu[n]) for n in contenders) or os.getloadavg()[0] > (os.cpu_count() or 1)
     figures = {
         name: {
@@ -99,7 +98,7 @@ def main() -> None:
             "wall_ms": 1e3 * statistics.median(wall[name]),
             "wall_min_ms": 1e3 * min(wall[name]),
             "wall_max_ms": 1e3 * max(wall[name]),
-            "cpu_ratio": statistics.median(cpu[name]) / base,
+            "cpu_ratio": statistics.median(a / b for a, b in zip(cpu[name], cpu["tiled product"], strict=True)),
             "extra_mb": memory[name] / 1e6,
         }
         for name in contenders

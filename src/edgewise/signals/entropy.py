@@ -48,9 +48,9 @@ class TokenEntropy:
         rows: hidden states sent through the head at once; None for 1,024 (8,192 on an accelerator).
         tile: logits of a row held at once; None for 1,024 (2,048 on an accelerator).
         transform: what the model does to its logits after the head; None reads it from the model's config.
-        padding_side: where shorter sequences of a forward are padded. Like the batching, it changes no value beyond the rounding
-            of the model's own forward: 1e-6 nats with float32 weights; some 1e-3 with 16-bit weights, whose hidden states
-            depend on the shape of the batch.
+        padding_side: where shorter sequences of a forward are padded. Like the batching, it changes no value beyond the
+            rounding of the model's own forward: 1e-6 nats with float32 weights; some 1e-3 with 16-bit weights, whose
+            hidden states depend on the shape of the batch.
         check: compare with the model's own logits at first use, and refuse a model whose logits we do not reproduce.
         measure_memory: on CUDA, measure the peak (resets torch's peak-memory statistic) instead of counting it.
     """
