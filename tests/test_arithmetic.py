@@ -6,7 +6,7 @@ import pytest
 
 from edgewise.errors import ConfigError
 from edgewise.lab.arithmetic import KINDS, MAX_COMPLETION_TOKENS, POOLS, held_out, make_pool
-from edgewise.lab.task import make_task
+from edgewise.lab.task import ArithmeticTask
 
 
 def evaluate(prompt: str) -> int:
@@ -64,10 +64,10 @@ def test_a_pool_larger_than_its_kinds_is_refused() -> None:
 
 
 def test_the_task_rewards_the_answer_and_nothing_else() -> None:
-    task = make_task(pool="balanced", n_train=50, n_held_out=10)
-    rows = task.train_rows[:4]
+    task = ArithmeticTask("balanced", n_train=50, n_held_out=10)
+    rows = task.train[:4]
     answers = [row["answer"] for row in rows]
     assert task.reward(answers, rows) == [1.0] * 4
     assert task.reward([a + "0" for a in answers], rows) == [0.0] * 4
     assert task.reward(["", " " + answers[1], answers[2][:-1], "x"], rows) == [0.0] * 4
-    assert len({row["prompt_id"] for row in task.train_rows + task.held_out_rows}) == 60
+    assert len({row["prompt_id"] for row in task.train + task.held_out}) == 60

@@ -1,4 +1,7 @@
-"""What the laboratory trains on: prompts with an answer and an exact reward."""
+"""What the laboratory trains on: prompts with an answer and an exact reward.
+
+Two sources: `ArithmeticTask` here, and `edgewise.lab.words.make_task` for the generators of a task library.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +18,8 @@ class Task(Protocol):
     """Training and held-out prompts, and who passes."""
 
     name: str
-    train_rows: list[dict[str, str]]
-    held_out_rows: list[dict[str, str]]
+    train: list[dict[str, str]]
+    held_out: list[dict[str, str]]
     exact: bool
     """Whether the answer is the only passing completion, so that `edgewise.lab.exact` gives true pass rates."""
     max_completion_tokens: int
@@ -34,22 +37,11 @@ class ArithmeticTask:
     def __init__(self, pool: str = "wasteful", *, n_train: int = 2400, n_held_out: int = 480, seed: int = 0) -> None:
         train, held_out = arithmetic.make_pool(pool, n_train, n_held_out, seed)
         self.name = f"arithmetic/{pool}"
-        self.train_rows = [_row(problem) for problem in train]
-        self.held_out_rows = [_row(problem) for problem in held_out]
+        self.train = [_row(problem) for problem in train]
+        self.held_out = [_row(problem) for problem in held_out]
 
     def reward(self, completions: Sequence[str], rows: Sequence[Row]) -> list[float | None]:
         return [float(completion == row["answer"]) for completion, row in zip(completions, rows, strict=True)]
-
-
-def make_task(
-    name: str = "arithmetic", *, pool: str = "wasteful", n_train: int = 2400, n_held_out: int = 480, seed: int = 0
-) -> Task:
-    """The arithmetic task with one of its pools, or prompts of a task library by generator name (`edgewise.lab.words`)."""
-    if name == "arithmetic":
-        return ArithmeticTask(pool, n_train=n_train, n_held_out=n_held_out, seed=seed)
-    from edgewise.lab.words import WordTask  # an optional package stands behind it
-
-    return WordTask(name, n_train=n_train, n_held_out=n_held_out, seed=seed)
 
 
 def _row(problem: arithmetic.Problem) -> dict[str, str]:
