@@ -229,6 +229,13 @@ def test_bad_lines_are_a_problem_not_wrong_usage(tmp_path, capsys):
     assert "line 1: " in capsys.readouterr().out
 
 
+def test_a_prompt_nested_too_deep_is_a_problem_with_its_row(tmp_path, capsys):
+    path = tmp_path / "deep.jsonl"
+    path.write_text('{"prompt": "a"}\n{"prompt": ' + "[" * 800 + "]" * 800 + "}\n")
+    assert main(["doctor", str(path)]) == 1
+    assert "problem: Row 1 holds a value too deep or too long" in capsys.readouterr().out
+
+
 def test_a_missing_file_is_wrong_usage_in_one_clean_message(capsys):
     assert main(["doctor", "nowhere.parquet"]) == 2
     printed = capsys.readouterr()

@@ -6,6 +6,7 @@ import warnings
 
 import datasets
 import numpy as np
+import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,8 @@ from edgewise.pool import PromptPool
 from edgewise.rows import fingerprint
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+ENDLESS = []
+ENDLESS.append(ENDLESS)
 STRANGE = [
     *("../../x", "/etc/passwd", "con", "", " ", "a\nb", "a\u2028b", "a\x00b", "\u00e9", "e\u0301", "😀", "مرحبا"),
     *("x" * 10_240, "#2", "0", "00"),
@@ -28,12 +31,6 @@ def rows(n, **columns):
         {"prompt": f"{i}+{i}=", "answer": str(2 * i), **{k: v(i) if callable(v) else v[i] for k, v in columns.items()}}
         for i in range(n)
     ]
-
-
-def quiet(*args, **kwargs):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return PromptPool.from_dataset(*args, **kwargs)
 
 
 # ------------------------------------------------------------------------------------------------------ finding ids
@@ -256,6 +253,10 @@ def test_no_ids_are_refused():
         ([{"promt": "a"}], "has no column 'prompt'. Did you mean 'promt'?"),
         ([{"prompt": "a"}, {}, {"prompt": None}], "Column 'prompt' is empty in rows 1, 2; every row needs a prompt"),
         ([{"prompt": None}], "Column 'prompt' is empty in row 0; every row needs a prompt. Drop these rows"),
+        ([{"prompt": "a"}, {"prompt": float("nan")}], "Column 'prompt' is empty in row 1"),
+        ([{"prompt": ENDLESS}], "Row 0 holds a value too deep or too long (maximum recursion depth exceeded"),
+        ([{"prompt": "a", "answer": 10**5_000}], "Row 0 holds a value too deep or too long (Exceeds the limit (4300 digits)"),
+        (pandas.DataFrame({"prompt": ["a"]}), "From a pandas DataFrame pass df.to_dict('records')"),
         (
             [{"prompt": object()}],
             "Row 0 holds a value of type object in 'prompt' or its answer columns, which has no stable content",
@@ -272,6 +273,7 @@ def test_what_is_no_data_set_of_prompts_is_refused_with_a_remedy(data, message):
     ("ids", "message"),
     [
         ("abc", "takes a sequence of ids, got one string"),
+        ({"a", "b"}, "takes ids in order, got a set, whose order changes. Pass sorted(ids)."),
         (["a", None, "b"], "PromptPool.from_ids: has no value in row 1"),
         (["a", 1.0], "PromptPool.from_ids: holds 1.0 (float) in row 1"),
         (["a", "b", "a"], "names more than one prompt alike: 3 rows, 2 ids: 'a' in rows 0, 2. Give every prompt its own id"),
@@ -397,6 +399,7 @@ def test_the_digest_is_the_same_in_another_process():
 def test_answer_columns_can_be_chosen():
     data = [{"prompt": "x", "key": "1"}, {"prompt": "x", "key": "2"}]
     assert len(PromptPool.from_dataset(data, answer_columns=["key"])) == 2
+    assert len(PromptPool.from_dataset(data, answer_columns="key")) == 2
     with pytest.raises(PoolError, match="Rows share an id"):
         PromptPool.from_dataset(data)
 

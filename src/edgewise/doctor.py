@@ -89,7 +89,10 @@ def _look_at_prompts(table: Table, found: Diagnosis) -> None:
     empty: list[int] = []
     contradictions: list[int] = []
     for row, (prompt, *answers) in enumerate(table.values(found.prompt_column, *ANSWER_COLUMNS)):
-        text = _text(prompt)
+        try:
+            text = _text(prompt)
+        except RecursionError:
+            text = "?"  # the pool names the row
         shapes[_shape(prompt)] += 1
         lengths[row] = len(text)
         if not text.strip():
@@ -98,7 +101,7 @@ def _look_at_prompts(table: Table, found: Diagnosis) -> None:
         answers_seen |= given.keys()
         try:
             key, answer_key = fingerprint(prompt, {}), fingerprint(None, given)
-        except TypeError:
+        except (TypeError, ValueError, RecursionError):
             continue  # the pool names the row and the type
         if key in first_answer:
             found.repeated_texts += 1

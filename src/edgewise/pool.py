@@ -93,6 +93,8 @@ class PromptPool:
         """A pool of bare ids, for hosts that keep the prompts to themselves. `pool[row]` holds only `prompt_id`."""
         if isinstance(ids, str):
             raise PoolError("PromptPool.from_ids takes a sequence of ids, got one string. Pass a list of ids.")
+        if isinstance(ids, (set, frozenset)):
+            raise PoolError("PromptPool.from_ids takes ids in order, got a set, whose order changes. Pass sorted(ids).")
         values = list(ids)
         bad = [row for row, value in enumerate(values) if not _is_id(value)]
         if bad:
@@ -208,16 +210,18 @@ class PromptPool:
 def _fingerprints(table: Table, prompt_column: str, answer_columns: Sequence[str]) -> Array:
     found = bytearray()
     absent: list[int] = []
+    answer_columns = (answer_columns,) if isinstance(answer_columns, str) else answer_columns
     for row, (prompt, *answers) in enumerate(table.values(prompt_column, *answer_columns)):
-        if prompt is None:
+        if _is_missing(prompt):
             absent.append(row)
             continue
         try:
             found += fingerprint(prompt, dict(zip(answer_columns, answers, strict=True)))
-        except TypeError as error:
+        except (TypeError, ValueError, RecursionError) as error:
+            what = f"a value of type {error}" if isinstance(error, TypeError) else f"a value too deep or too long ({error})"
             raise PoolError(
-                f"Row {row} holds a value of type {error} in {prompt_column!r} or its answer columns, which has no stable "
-                "content to know the prompt by. Store text, numbers, lists and mappings there."
+                f"Row {row} holds {what} in {prompt_column!r} or its answer columns, which has no stable content to know the "
+                "prompt by. Store text, numbers, lists and mappings there."
             ) from error
     if absent:
         if len(absent) == len(table) and prompt_column not in table.columns:
@@ -310,6 +314,11 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)))
 
 
+def _is_missing(value: Any) -> bool:
+    """None, or the NaN that pandas writes for it."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
 def _is_unicode(text: str) -> bool:
     try:
         text.encode()
@@ -386,7 +395,7 @@ def _rows(rows: Sequence[int]) -> str:
 
 
 def _bad_values(values: Sequence[Any], bad: Sequence[int]) -> str:
-    empty = [row for row in bad if values[row] is None or (isinstance(values[row], float) and math.isnan(values[row]))]
+    empty = [row for row in bad if _is_missing(values[row])]
     if empty:
         return f"has no value in {_rows(empty)}"
     value = values[bad[0]]

@@ -42,16 +42,18 @@ class _MappingRows:
 
     def __init__(self, rows: Any) -> None:
         self.rows = rows if hasattr(rows, "__len__") and hasattr(rows, "__getitem__") else list(rows)
-        first = self.rows[0] if len(self.rows) else {}
+        first = next(self._walk(), None)
         self.columns = [str(name) for name in first] if isinstance(first, Mapping) else []
+
+    def _walk(self) -> Iterator[Any]:
+        return iter(self.rows) if hasattr(self.rows, "__iter__") else (self.rows[row] for row in range(len(self.rows)))
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def values(self, *paths: str) -> Iterator[tuple[Any, ...]]:
         split = [(path, path.split(".")) for path in paths]
-        walk = self.rows if hasattr(self.rows, "__iter__") else (self.rows[row] for row in range(len(self.rows)))
-        for number, row in enumerate(walk):
+        for number, row in enumerate(self._walk()):
             if not isinstance(row, Mapping):
                 raise PoolError(
                     f"Row {number} of the data set is {type(row).__name__}, and each row must be a mapping such as "
