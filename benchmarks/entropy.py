@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python benchmarks/entropy.py [--rows 512] [--width 896] [--vocabulary 151936] [--repeats 7] [--json FILE]
 
-One process, contenders alternated A B C A B C, one warm-up, medians, CPU seconds beside wall seconds. Quote the ratios (CPU time,
-median over the rounds); quote a time only from a run that does not print "contended".
+One process, contenders alternated A B C A B C, one warm-up, medians, CPU seconds beside wall seconds. Quote the ratios (CPU
+time, median over the rounds); quote a time only from a run that does not print "contended".
 """
 
 from __future__ import annotations
