@@ -481,6 +481,13 @@ def test_a_group_that_varies_without_a_correct_answer_is_trained_counted_and_har
     assert (int(method._belief.kind[0]), int(method._belief.streak[0])) == (HARD, 1)
 
 
+def test_without_a_gate_a_failed_group_is_no_extraction_group() -> None:
+    """Rewards 0 throughout are plainly failed; only 0 against 0.1 without a correct answer fakes a signal."""
+    step = FakeStep([])
+    assert started(Uniform()).judge(groups_of([0, 1], [[0, 0], [0, 0.1]], correct=[[0, 0], [0, 0]]), step).keep.all()
+    assert step.sums["extraction_only"] == 1
+
+
 def test_the_correct_gate_uses_the_reward_where_the_verdict_is_unknown() -> None:
     groups = groups_of([0, 1], [[0, 1, 0, 1], [1, 1, 1, 1]], correct=[[0, 0, 0, np.nan], [np.nan] * 4])
     assert started(Dapo()).judge(groups, FakeStep([])).keep.tolist() == [True, False]

@@ -155,7 +155,8 @@ class DynamicSampling(Method):
         constant = self._constant(groups) & ~incomplete
         kinds = self.kinds(groups)
         keep = ~incomplete & ~constant
-        step.log(extraction_only=int((keep & (kinds == HARD)).sum()))
+        varies = ~zero_variance(groups.rewards, groups.valid, self.tolerance)
+        step.log(extraction_only=int((keep & varies & (kinds == HARD)).sum()))
         if self.gate != "off":
             dropped_easy, dropped_hard = int((constant & (kinds == EASY)).sum()), int((constant & (kinds == HARD)).sum())
             other = int(constant.sum()) - dropped_easy - dropped_hard
