@@ -1,5 +1,6 @@
 """The simulated learner against its own equations, and the comparison against runs written by hand."""
 
+import functools
 import json
 import math
 
@@ -63,6 +64,12 @@ def test_only_mixed_groups_teach_and_relatives_share_the_gain():
     learner.train(groups_of([0, 1, 2], [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, math.nan, math.nan]]))
     assert learner.familiarity == pytest.approx([0.5, 0.0, 0.5, 0.0])
     assert learner.ability == pytest.approx([0.5, 0.05])
+
+
+def test_a_prompt_that_is_twice_in_a_batch_learns_twice():
+    learner = SimulatedLearner(2, own_gain=1.0)
+    learner.train(groups_of([1, 1], [[1, 0], [1, 0]]))
+    assert learner.familiarity == pytest.approx([0.0, 0.5])
 
 
 def test_a_batch_without_variance_moves_nothing():
@@ -208,6 +215,13 @@ def test_the_oracle_needs_the_fewest_responses_and_every_selecting_method_fewer_
     assert min(ratio, key=ratio.get) == "oracle"
     assert ratio["greso"] < 1.0
     assert ratio["hive"] < 1.0
+
+
+def test_a_reference_that_learned_nothing_sets_no_bar(monkeypatch):
+    frozen = functools.partial(SimulatedLearner, skill_gain=0.0, own_gain=0.0)
+    monkeypatch.setattr("edgewise.lab.simulate.SimulatedLearner", frozen)
+    with pytest.raises(ConfigError, match="dynamic sampling learned nothing in 2 steps of seed 0, so there is no bar"):
+        compare(["greso"], prompts=200, steps=2, seeds=1)
 
 
 @pytest.mark.parametrize("pool", ["wasteful", "balanced"])

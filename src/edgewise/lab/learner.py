@@ -132,7 +132,7 @@ class SimulatedLearner:
         mean = total / np.maximum(finished, 1)
         spread = np.where(groups.valid, (groups.rewards - mean[:, None]) ** 2, 0.0).sum(axis=1)
         variance = spread / np.maximum(finished, 1)
-        self.familiarity[groups.rows] += self.own_gain * variance
+        np.add.at(self.familiarity, groups.rows, self.own_gain * variance)  # a streaming batch may hold a prompt twice
         taught = np.bincount(self.skill[groups.rows], weights=variance, minlength=len(self.ability))
         elsewhere = taught.sum() - taught
         self.ability += self.skill_gain * (taught + self.transfer * elsewhere)

@@ -237,6 +237,11 @@ def compare(
 
             run = simulate(name, learner_of(seed), batch_size=batch_size, group_size=group_size, seed=seed, until=done)
             bar = bar or run
+            if bar.pass_rates[-1] <= bar.pass_rates[0]:
+                raise ConfigError(
+                    f"simulate: dynamic sampling learned nothing in {steps} steps of seed {seed}, so there is no bar to "
+                    "compare at. Ask for more steps or prompts."
+                )
             runs[name].append(run)
             say(
                 f"seed {seed} | {name:<8} | {run.steps:4} steps | {run.responses[-1]:>9,} responses | mixed "
