@@ -643,7 +643,8 @@ def test_every_group_is_observed_once_and_no_prompt_comes_twice_in_a_step(
         (
             Hive(min_round=64),
             (100, 32, 8),
-            "Hive(min_round=...) must be at most C = oversample · batch_size = 48, got 64. Leave it None to scale it with the batch.",
+            "Hive(min_round=...) must be at most C = oversample · batch_size = 48, got 64. "
+            "Leave it None to scale it with the batch.",
         ),
     ],
 )

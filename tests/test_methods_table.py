@@ -69,7 +69,8 @@ def test_a_built_method_is_handed_back() -> None:
         ({"method": "hive", "p_floor": 2}, "Hive(p_floor=...) must be a number of at least 0 and at most 1, got 2."),
         (
             {"method": make("greso"), "p_floor": 0.1, "arm_at": 0},
-            "make(Greso(...)) takes no parameters for a method that is built already, got arm_at, p_floor. Set them where it is built.",
+            "make(Greso(...)) takes no parameters for a method that is built already, got arm_at, p_floor. "
+            "Set them where it is built.",
         ),
     ],
 )
