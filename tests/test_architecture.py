@@ -44,12 +44,12 @@ LEVELS = {
     "selector": 6,
     "__init__": 7,  # the front door; nobody inside the package goes through it
     "hosts": 7,
-    "lab": 8,
-    "report": 8,
-    "doctor": 9,  # these two are verbs of the command line that need no lab but its table
-    "catalogue": 9,
-    "cli": 10,
-    "__main__": 11,
+    "report": 8,  # draws plain records; it knows no lab
+    "lab": 9,
+    "doctor": 10,  # these two are verbs of the command line that need no lab but its table
+    "catalogue": 10,
+    "cli": 11,
+    "__main__": 12,
 }
 SAME_ROOM = {"stage": "selector", "step": "selector"}
 """Files that were split off another and share its room."""
