@@ -48,9 +48,7 @@ def test_it_agrees_with_sampling_as_the_trainer_samples(bed: Bed) -> None:
     batch = tokenizer([prompts[i] for i in rows for _ in range(samples)], padding=True, return_tensors="pt")
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(0)
-        out = model.generate(
-            **batch, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=MAX_COMPLETION_TOKENS
-        )
+        out = model.generate(**batch, do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=MAX_COMPLETION_TOKENS)
     texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     passes = np.array([text == answers[rows[i // samples]] for i, text in enumerate(texts)]).reshape(40, samples).mean(axis=1)
     p = exact[rows]

@@ -85,16 +85,16 @@ def test_warm_up_is_deterministic_and_lowers_the_loss() -> None:
     assert losses[-1] < losses[0] - 0.3
 
 
-def test_the_teacher_never_shows_a_held_out_prompt_and_slips_only_late() -> None:
+def test_the_teacher_never_shows_a_held_out_prompt_and_errs_only_late() -> None:
     import numpy as np
 
     truth = {}
-    for progress, slips_expected in ((0.6, False), (1.0, True)):
+    for progress, errs in ((0.6, False), (1.0, True)):
         shown = list(warmup.demonstrations(np.random.default_rng(0), progress, 3000))
         assert len(shown) == 3000
         assert not any(held_out(p.prompt) for p in shown)
         truth[progress] = [int(p.answer[::-1]) == _right(p.prompt) for p in shown]
-        assert (not all(truth[progress])) == slips_expected
+        assert (not all(truth[progress])) == errs
 
 
 def _right(prompt: str) -> int:

@@ -7,7 +7,7 @@ import pytest
 from edgewise.errors import ConfigError
 from edgewise.lab.words import WordTask, final_answer, make_task
 
-BAD_SCORERS = '''
+BAD_SCORERS = """
 import os, time
 
 class Bad:
@@ -27,7 +27,7 @@ class Bad:
         if answer == "print":
             print("1.0")
         return 1.0 if answer == entry["answer"] else 0.5
-'''
+"""
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from edgewise.errors import EdgewiseError
 from edgewise.method import Method
 from edgewise.methods import METHODS, make
 from edgewise.pool import PromptPool
-from edgewise.selector import Selector, Step
+from edgewise.selector import Selector
+from edgewise.step import Step
 from edgewise.types import Groups, Outcome, Requests, Ticket, Verdicts
 
 __all__ = [

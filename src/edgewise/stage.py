@@ -65,6 +65,7 @@ class Stage:
         self._undo_rows: list[tuple[Ints, dict[str, Array]]] = []
         self._undo_shared: dict[str, Array] = {}
         self._undo_position = 0
+        self._undo_premise: dict[str, Array] = {}
 
     # -- what a method sees (StepView) ---------------------------------------------------------------------------------
 
@@ -118,6 +119,7 @@ class Stage:
         if not self.streaming and not self._undo_shared:
             self._undo_shared = _copies(self._selector.method.state().shared)
             self._undo_position = self._selector._stream.position
+            self._undo_premise = self._selector._premise.arrays()
 
     def propose(self, room: int, shortfall: int) -> Requests:
         """Ask the method; in degrade mode a failing method is replaced by uniform, for one round a step."""
@@ -210,7 +212,8 @@ class Stage:
                         + ("it was already reported or cancelled." if known else "no such ticket was issued.")
                     )
                 continue
-            if replace(outcome.ticket, predicted_pass_rate=None) != replace(issued, predicted_pass_rate=None):
+            same = outcome.ticket is issued or replace(outcome.ticket, predicted_pass_rate=issued.predicted_pass_rate) == issued
+            if not same:
                 selector.problem(
                     OutcomeError(
                         f"Outcome for ticket {issued.seq}: it was issued for prompt {issued.prompt_id!r} and is reported for "
@@ -365,6 +368,7 @@ class Stage:
         self._restore_shared(self._undo_shared, self._undo_rows)
         self._undo_rows = []
         selector._stream.position = self._undo_position
+        selector._premise.restore(self._undo_premise)
 
     def _restore_shared(self, shared: dict[str, Array], rows: Sequence[tuple[Ints, dict[str, Array]]] = ()) -> None:
         held = self._selector.method.state()

@@ -26,7 +26,7 @@ def _digest(header: str, arrays: dict[str, Array]) -> str:
     for name in sorted(arrays):
         array = arrays[name]
         hasher.update(f"\n{name} {array.dtype.str} {array.shape}\n".encode())
-        hasher.update(array.reshape(-1).view(np.uint8))
+        hasher.update(array.reshape(-1).view(np.uint8).data)
     return hasher.hexdigest()
 
 

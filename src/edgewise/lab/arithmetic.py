@@ -5,6 +5,11 @@ digit on, the order in which a person carries). Operands are zero-padded to the 
 prompt is unique, so the pass probability of a policy is the product of a few token probabilities (`edgewise.lab.exact`) and
 nothing on this bed has to be estimated.
 
+Difficulty is graded. Some digits of a sum or difference are *tricky*: a fixed table gives each column a grade from 0 to 3 by
+its upper digit, the teacher of the warm-up slips there accordingly, and a prompt is about as hard as its trickiest column.
+What RL removes are those slips, digit by digit, so a prompt that never passes today may be at the edge tomorrow. A share of each pool
+(``mul22``, ``mod43``, ``addmod3``) is beyond so small a policy for good.
+
 Pools are mixtures of kinds with fixed shares; no prompt is chosen by how the policy fares on it. Whether a prompt is held out
 is a property of its text (`held_out`), the same for every seed, pool and size: a policy warmed up on one side has never seen a
 prompt of the other.
@@ -33,12 +38,14 @@ Operation = Literal["add", "sub", "mul", "mod", "addmod"]
 class Problem:
     """One prompt with its only right answer.
 
-    prompt: ends with "=".  answer: digits from the last to the first.  kind: name of the `Kind` that made it.
+    prompt: ends with "=".  answer: digits from the last to the first.  kind: name of the `Kind` that made it, and for sums and
+    differences the worst grade among its columns, as in "add3/2".  grades: one a column, last digit first; empty elsewhere.
     """
 
     prompt: str
     answer: str
     kind: str
+    grades: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,22 +90,41 @@ class Kind:
         results = {"add": a + b, "sub": a - b, "mul": a * b, "mod": a % max(b, 1), "addmod": (a + b) % max([*rest, 1])}
         return str(results[self.operation]).zfill(self.answer_digits)[::-1]
 
+    def grades(self, operands: Ints) -> tuple[int, ...]:
+        """How tricky each column of a sum or difference is, last digit first; empty for other operations."""
+        if self.operation not in ("add", "sub"):
+            return ()
+        return tuple(grade(self.operation, digit) for digit in str(operands[0]).zfill(self.widths[0])[::-1])
+
     def problems(self, name: str, rng: np.random.Generator) -> Iterator[Problem]:
         """An endless stream of problems, repeats included."""
         while True:
             for operands in self.draw(rng, 64):
-                yield Problem(self.prompt(operands), self.answer(operands), name)
+                grades = self.grades(operands)
+                kind = f"{name}/{max(grades)}" if grades else name
+                yield Problem(self.prompt(operands), self.answer(operands), kind, grades)
+
+
+TRICKY = {"add": "0000112233", "sub": "3201003102"}
+"""Grade of a column by its upper digit 0 to 9, for sums and differences."""
+
+
+def grade(operation: str, upper: str) -> int:
+    """How tricky a column is, from 0 (plain) to 3, by the digit of its first operand.
+
+    >>> [grade("add", str(digit)) for digit in range(10)]
+    [0, 0, 0, 0, 1, 1, 2, 2, 3, 3]
+    """
+    return int(TRICKY[operation][int(upper)])
 
 
 KINDS: dict[str, Kind] = {
     "add1": Kind(operation="add", widths=(1, 1), answer_digits=2),
     "add2": Kind(operation="add", widths=(2, 2), answer_digits=3),
     "add3": Kind(operation="add", widths=(3, 3), answer_digits=4),
-    "add4": Kind(operation="add", widths=(4, 4), answer_digits=5),
     "sub1": Kind(operation="sub", widths=(1, 1), answer_digits=1),
     "sub2": Kind(operation="sub", widths=(2, 2), answer_digits=2),
     "sub3": Kind(operation="sub", widths=(3, 3), answer_digits=3),
-    "sub4": Kind(operation="sub", widths=(4, 4), answer_digits=4),
     "mul11": Kind(operation="mul", widths=(1, 1), answer_digits=2),
     "mul21": Kind(operation="mul", widths=(2, 1), answer_digits=3),
     "mul22": Kind(operation="mul", widths=(2, 2), answer_digits=4),
@@ -111,14 +137,18 @@ KINDS: dict[str, Kind] = {
 
 POOLS: dict[str, dict[str, float]] = {
     "wasteful": {
-        "add1": 0.02, "sub1": 0.01, "add2": 0.13, "sub2": 0.12,
-        "add3": 0.07, "sub3": 0.07, "add4": 0.04, "sub4": 0.04, "mul11": 0.02, "mul21": 0.03, "mod21": 0.015, "addmod1": 0.015,
-        "mul22": 0.16, "mod43": 0.13, "addmod3": 0.13,
+        "add2/0": 0.09, "sub2/0": 0.09, "add3/0": 0.08, "sub3/0": 0.08, "mul11": 0.02,
+        "add2/1": 0.02, "sub2/1": 0.02, "add3/1": 0.03, "sub3/1": 0.03,
+        "add2/2": 0.03, "sub2/2": 0.03, "add3/2": 0.03, "sub3/2": 0.03, "mul21": 0.02, "mod21": 0.01, "addmod1": 0.01,
+        "add2/3": 0.05, "sub2/3": 0.05, "add3/3": 0.08, "sub3/3": 0.08,
+        "mul22": 0.04, "mod43": 0.04, "addmod3": 0.04,
     },
     "balanced": {
-        "add1": 0.01, "sub1": 0.01, "add2": 0.08, "sub2": 0.07,
-        "add3": 0.20, "sub3": 0.20, "add4": 0.07, "sub4": 0.07, "mul11": 0.02, "mul21": 0.08, "mod21": 0.06, "addmod1": 0.06,
-        "mul22": 0.03, "mod43": 0.02, "addmod3": 0.02,
+        "add2/0": 0.03, "sub2/0": 0.03, "add3/0": 0.02, "sub3/0": 0.02, "mul11": 0.02,
+        "add2/1": 0.08, "sub2/1": 0.08, "add3/1": 0.14, "sub3/1": 0.14,
+        "add2/2": 0.07, "sub2/2": 0.07, "add3/2": 0.07, "sub3/2": 0.07, "mul21": 0.02, "mod21": 0.02, "addmod1": 0.02,
+        "add2/3": 0.02, "sub2/3": 0.02, "add3/3": 0.02, "sub3/3": 0.02,
+        "mul22": 0.01, "mod43": 0.005, "addmod3": 0.005,
     },
 }  # fmt: skip
 """Share of each kind in each pool."""
@@ -129,9 +159,9 @@ def held_out(prompt: str) -> bool:
     return zlib.crc32(prompt.encode()) % 5 == 0
 
 
-def make_pool(name: str = "wasteful", n_train: int = 2400, n_held_out: int = 480, seed: int = 0) -> tuple[
-    list[Problem], list[Problem]
-]:
+def make_pool(
+    name: str = "wasteful", n_train: int = 2400, n_held_out: int = 480, seed: int = 0
+) -> tuple[list[Problem], list[Problem]]:
     """Distinct training and held-out problems in the shares of `POOLS[name]`, in shuffled order.
 
     The same arguments give the same problems everywhere. Raises ConfigError for an unknown pool, or when a kind has not enough
@@ -146,7 +176,8 @@ def make_pool(name: str = "wasteful", n_train: int = 2400, n_held_out: int = 480
         rng = np.random.default_rng([seed, zlib.crc32(kind.encode())])
         left = {False: n_kind, True: n_kind_held}
         seen: set[str] = set()
-        for attempt, problem in enumerate(KINDS[kind].problems(kind, rng)):
+        base = kind.partition("/")[0]
+        for attempt, problem in enumerate(KINDS[base].problems(base, rng)):
             if not any(left.values()):
                 break
             if attempt >= 200 * (n_kind + n_kind_held) + 10_000:
@@ -155,7 +186,7 @@ def make_pool(name: str = "wasteful", n_train: int = 2400, n_held_out: int = 480
                     "held-out prompts. Ask for a smaller n_train or n_held_out."
                 )
             side = held_out(problem.prompt)
-            if left[side] and problem.prompt not in seen:
+            if left[side] and problem.kind == kind and problem.prompt not in seen:
                 seen.add(problem.prompt)
                 left[side] -= 1
                 (held if side else train).append(problem)

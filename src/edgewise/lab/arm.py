@@ -34,7 +34,7 @@ from edgewise.hosts.trl import attach
 from edgewise.lab.exact import pass_probability
 from edgewise.lab.policy import load_policy
 from edgewise.lab.record import PARTS, ArmSpec, append_line, read_lines, write_lines
-from edgewise.lab.task import make_task
+from edgewise.lab.task import ArithmeticTask, Task
 from edgewise.metrics import rank_correlation
 from edgewise.scores import prob_mixed
 from edgewise.signals.entropy import PromptEntropy
@@ -56,12 +56,13 @@ def run_arm(spec: ArmSpec, folder: Path) -> int:
         disable_tqdm=True,
         logging_strategy="no",
         save_strategy="steps",
-        save_steps=50,
+        save_steps=50 * spec.updates,
         save_total_limit=1,
-        per_device_train_batch_size=spec.batch_size * spec.group_size,
+        per_device_train_batch_size=spec.batch_size * spec.group_size // spec.updates,
+        steps_per_generation=spec.updates,
         num_generations=spec.group_size,
         max_completion_length=bed.max_completion_tokens,
-        max_steps=spec.steps or 1_000_000,
+        max_steps=spec.steps * spec.updates or 1_000_000,
         learning_rate=spec.learning_rate,
         lr_scheduler_type="constant",
         temperature=1.0,
@@ -90,12 +91,21 @@ def run_arm(spec: ArmSpec, folder: Path) -> int:
     return watch.finish()
 
 
+def _task(spec: ArmSpec) -> Task:
+    """The spec's prompts and scorer."""
+    sizes = {name: n for name, n in (("n_train", spec.prompts), ("n_held_out", spec.held_out)) if n}
+    if spec.task == "arithmetic":
+        return ArithmeticTask(spec.pool, **sizes)
+    from edgewise.lab.words import make_task  # reasoning-gym, only when asked for
+
+    return make_task(spec.task, **sizes)
+
+
 class _Bed:
     """Task, prompts and policy of an arm, and its evaluation."""
 
     def __init__(self, spec: ArmSpec) -> None:
-        sizes = {"n_train": spec.prompts or None, "n_held_out": spec.held_out or None}
-        self.task = make_task(spec.task, pool=spec.pool, **sizes)
+        self.task = _task(spec)
         if spec.policy == "smollm2":
             from edgewise.lab.smollm import load_smollm
 
@@ -105,7 +115,7 @@ class _Bed:
         self.chat = bool(getattr(self.tokenizer, "chat_template", None))
         self.exact = self.task.exact and not self.chat
         self.max_completion_tokens = self.task.max_completion_tokens
-        rows = [dict(row) for row in self.task.train_rows]
+        rows: list[dict[str, Any]] = [dict(row) for row in self.task.train]
         if self.chat:
             rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
         self.dataset = Dataset.from_list(rows)
@@ -127,14 +137,14 @@ class _Bed:
 
         def serve(rows: Ints) -> Floats:
             if self._rates is None or self._rates[0] != version():
-                self._rates = (version(), self._exact(self.task.train_rows))
+                self._rates = (version(), self._exact(self.task.train))
             return self._rates[1][rows]
 
         return serve
 
     def held_out(self) -> float:
         """Accuracy on held-out prompts: exact where the task allows, else by one greedy answer a prompt."""
-        rows = self.task.held_out_rows
+        rows = self.task.held_out
         if self.exact:
             return float(self._exact(rows).mean())
         scores: list[float] = []
@@ -165,7 +175,7 @@ class _Bed:
 
     def premise(self) -> dict[str, float]:
         """On the whole training pool: mean exact pass rate, and Spearman of V with pass rate and with P(mixed)."""
-        rows = self.task.train_rows
+        rows = self.task.train
         p = self._exact(rows)
         mixed = prob_mixed(p, 8)
         v = PromptEntropy(self.model)([self.tokenizer(row["prompt"])["input_ids"] for row in rows])
@@ -196,20 +206,26 @@ class _Watch(TrainerCallback):
         self.asked_to_stop = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        done = [line for line in read_lines(self.folder / "steps.jsonl") if line["step"] <= state.global_step]
-        evals = [line for line in read_lines(self.folder / "evals.jsonl") if line["step"] <= state.global_step]
+        batches = state.global_step // self.spec.updates
+        done = [line for line in read_lines(self.folder / "steps.jsonl") if line["step"] <= batches]
+        evals = [line for line in read_lines(self.folder / "evals.jsonl") if line["step"] <= batches]
         write_lines(self.folder / "steps.jsonl", done)
         write_lines(self.folder / "evals.jsonl", evals)
         if done:
             self.spent = {name: done[-1]["spent"][name] for name in self.spent}
-        self.next_eval = (len(evals)) * self.spec.eval_responses
-        if not evals:
-            self.evaluate(state.global_step, 0)
+        if evals:
+            self.next_eval = self._after(evals[-1]["responses"])
+        else:
+            self.evaluate(0, 0)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        self.begun = (time.perf_counter(), time.process_time())
+        if state.global_step % self.spec.updates == 0:
+            self.begun = (time.perf_counter(), time.process_time())
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        batch, rest = divmod(state.global_step, self.spec.updates)
+        if rest:
+            return  # in the middle of a training batch
         wall, cpu = time.perf_counter() - self.begun[0], time.process_time() - self.begun[1]
         metrics = self.selector.metrics
         parts = {name: metrics.get(name, 0.0) for name in PARTS if name != "train_s"}
@@ -217,11 +233,11 @@ class _Watch(TrainerCallback):
         for name, value in (*parts.items(), ("wall_s", wall), ("cpu_s", cpu)):
             self.spent[name] += value
         total = int(metrics["rollouts_total"])
-        line = {"step": state.global_step, "responses": total, "spent": self.spent, "metrics": metrics}
+        line = {"step": batch, "responses": total, "spent": self.spent, "metrics": metrics}
         append_line(self.folder / "steps.jsonl", line)
-        last = total >= self.spec.responses or bool(self.spec.steps and state.global_step >= self.spec.steps)
+        last = total >= self.spec.responses or bool(self.spec.steps and batch >= self.spec.steps)
         if total >= self.next_eval or last:
-            self.evaluate(state.global_step, total, whole=last)
+            self.evaluate(batch, total, whole=last)
         if last:
             control.should_training_stop = True
             self.stopped = True
@@ -238,7 +254,10 @@ class _Watch(TrainerCallback):
         if self.bed.exact and (whole or number % 5 == 0):
             line |= self.bed.premise()
         append_line(self.folder / "evals.jsonl", line)
-        self.next_eval = (total // self.spec.eval_responses + 1) * self.spec.eval_responses
+        self.next_eval = self._after(total)
+
+    def _after(self, responses: int) -> int:
+        return (responses // self.spec.eval_responses + 1) * self.spec.eval_responses
 
     def finish(self) -> int:
         if not self.stopped:

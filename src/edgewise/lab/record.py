@@ -32,11 +32,13 @@ class ArmSpec:
     responses: int = 60_000
     """Budget of generated responses, kept or not; the arm stops at the first step that reaches it."""
     steps: int = 0
-    """At most this many optimizer steps; 0 means the budget alone decides."""
+    """At most this many training batches; 0 means the budget alone decides."""
     batch_size: int = 32
     """Groups in one training batch."""
     group_size: int = 8
     """Rollouts a group."""
+    updates: int = 4
+    """Optimizer steps a training batch is cut into (HIVE's runs: 256 groups in mini-batches of 64)."""
     learning_rate: float = 1e-4
     """AdamW, constant, no warm-up."""
     eval_responses: int = 3_000

@@ -1,10 +1,15 @@
 """The seeded command that makes the shipped policy: ``python -m edgewise.lab.warmup``.
 
 The policy is trained as a language model is, on whole lines (prompt tokens too, so that prompt entropy means something), from
-easy kinds to hard ones. In the last stretch the demonstrations are *wrong on purpose* now and then: with the slip rate of its
-kind, one answer digit is replaced by another. A policy that imitates such a teacher passes at most at about 1 minus the slip
-rate, and reinforcement learning has something real to remove. Kinds of which it saw few demonstrations stay near-impossible.
-Held-out prompts (`edgewise.lab.arithmetic.held_out`) are never shown.
+easy kinds to hard ones, and never on a held-out prompt (`edgewise.lab.arithmetic.held_out`). A policy that simply mastered its
+kinds would leave reinforcement learning nothing to do, so in the last stretch the teacher is *wrong on purpose*, in two ways:
+
+- slips: one answer digit is replaced by a random other one. They vanish as soon as the policy grows more certain.
+- misconceptions: half of the digit pairs of a kind (7 and 8, say) have a wrong result of their own, which the teacher gives at
+  a rate of its own, between .3 and .95. Each has to be unlearned by meeting it, and where it is the likelier answer, certainty
+  makes it worse. A prompt fails by the misconceptions that its columns hold, so prompts of one kind differ in difficulty.
+
+Kinds of which the policy saw few demonstrations (mul22, mod43, addmod3) stay near-impossible.
 """
 
 from __future__ import annotations
@@ -13,10 +18,13 @@ import argparse
 import hashlib
 import json
 import math
+import re
 import sys
 import time
+import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,14 +36,15 @@ from safetensors.torch import save
 
 from edgewise.lab.arithmetic import KINDS, Problem, held_out
 from edgewise.lab.policy import ASSETS, HEADER, WEIGHTS, make_policy, make_tokenizer
+from edgewise.types import Floats, Ints
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
     """What the teacher shows of one kind.
 
-    share: of the demonstrations, against the other kinds already begun.  slip_rate: probability of one wrong digit, once
-    slips have begun.  begins: share of the warm-up that is over when the kind is first shown.
+    share: of the demonstrations, against the other kinds already begun.  slip_rate: probability of one wrong digit, for kinds
+    whose columns are not graded.  begins: share of the warm-up that is over when the kind is first shown.
     """
 
     share: float
@@ -44,46 +53,50 @@ class Lesson:
 
 
 LESSONS: dict[str, Lesson] = {
-    "add1": Lesson(1, 0.005, 0.0),
-    "sub1": Lesson(1, 0.005, 0.0),
-    "add2": Lesson(10, 0.005, 0.0),
-    "sub2": Lesson(10, 0.005, 0.0),
-    "add3": Lesson(12, 0.40, 0.2),
-    "sub3": Lesson(12, 0.50, 0.2),
-    "mul11": Lesson(6, 0.01, 0.2),
-    "add4": Lesson(12, 0.30, 0.4),
-    "sub4": Lesson(12, 0.40, 0.4),
-    "mul21": Lesson(8, 0.30, 0.4),
-    "mod21": Lesson(6, 0.20, 0.4),
-    "addmod1": Lesson(6, 0.20, 0.4),
-    "mul22": Lesson(2, 0.20, 0.5),
-    "mod43": Lesson(2, 0.20, 0.5),
-    "addmod3": Lesson(2, 0.20, 0.5),
+    "add1": Lesson(2, 0.0, 0.0),
+    "sub1": Lesson(2, 0.0, 0.0),
+    "add2": Lesson(12, 0.0, 0.0),
+    "sub2": Lesson(12, 0.0, 0.0),
+    "add3": Lesson(18, 0.0, 0.15),
+    "sub3": Lesson(18, 0.0, 0.15),
+    "mul11": Lesson(4, 0.01, 0.2),
+    "mul21": Lesson(5, 0.30, 0.3),
+    "mod21": Lesson(4, 0.20, 0.3),
+    "addmod1": Lesson(4, 0.20, 0.3),
+    "mul22": Lesson(1, 0.20, 0.4),
+    "mod43": Lesson(1, 0.20, 0.4),
+    "addmod3": Lesson(1, 0.20, 0.4),
 }
-SLIPS_BEGIN = 0.7
+SLIP_OF_GRADE = (0.0, 0.4, 0.8, 0.97)
+"""Probability of a wrong digit in a column of grade 0, 1, 2, 3."""
+SLIPS_BEGIN = 0.6
 """Skills are learned from a clean teacher; only then does the teacher begin to slip."""
-STEPS, BATCH_SIZE, LEARNING_RATE = 3000, 64, 3e-3
+STEPS, BATCH_SIZE, LEARNING_RATE = 4000, 64, 3e-3
 PROMPT_WEIGHT = 0.1
 """Weight of a prompt token in the loss. Operand digits are random: at full weight they only drown the answers in noise."""
 
 
 def demonstrations(rng: np.random.Generator, progress: float, n: int) -> Iterator[Problem]:
-    """n problems with the teacher's answers, slips included, as shown when `progress` (0 to 1) of the warm-up is over."""
+    """n problems with the teacher's answers, mistakes included, as shown when `progress` (0 to 1) of the warm-up is over."""
     begun = [name for name, lesson in LESSONS.items() if lesson.begins <= progress]
     shares = np.array([LESSONS[name].share for name in begun])
     counts = rng.multinomial(n, shares / shares.sum())
     for name, count in zip(begun, counts.tolist(), strict=True):
         allowed = (problem for problem in KINDS[name].problems(name, rng) if not held_out(problem.prompt))
         for problem in islice(allowed, count):
-            slips = progress >= SLIPS_BEGIN and rng.random() < LESSONS[name].slip_rate
-            yield Problem(problem.prompt, slip(problem.answer, rng), name) if slips else problem
+            yield slipped(problem, LESSONS[name].slip_rate, rng) if progress >= SLIPS_BEGIN else problem
 
 
-def slip(answer: str, rng: np.random.Generator) -> str:
-    """The answer with one digit replaced by another one."""
-    at = int(rng.integers(len(answer)))
-    digit = (int(answer[at]) + int(rng.integers(1, 10))) % 10
-    return f"{answer[:at]}{digit}{answer[at + 1:]}"
+def slipped(problem: Problem, slip_rate: float, rng: np.random.Generator) -> Problem:
+    """The problem as the teacher answers it: each graded column may go wrong; elsewhere one digit, at `slip_rate`."""
+    if problem.grades:
+        wrong = [i for i, grade in enumerate(problem.grades) if rng.random() < SLIP_OF_GRADE[grade]]
+    else:
+        wrong = [int(rng.integers(len(problem.answer)))] if rng.random() < slip_rate else []
+    digits = list(problem.answer)
+    for i in wrong:
+        digits[i] = str((int(digits[i]) + int(rng.integers(1, 10))) % 10)
+    return replace(problem, answer="".join(digits))
 
 
 def warm_up(*, steps: int = STEPS, seed: int = 0, progress: bool = False) -> tuple[transformers.Qwen2ForCausalLM, list[float]]:

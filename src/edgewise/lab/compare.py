@@ -1,0 +1,223 @@
+"""What several arms say together: responses and seconds to the reference's final accuracy, paired by seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgewise.lab.record import PARTS, read_lines
+from edgewise.lab.statistics import Interval, paired_ratio
+from edgewise.lab.table import format_table
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One finished (or stopped) arm, read back from its folder."""
+
+    label: str
+    seed: int
+    exact: bool
+    steps: list[Line]
+    evals: list[Line]
+
+    @classmethod
+    def read(cls, folder: Path) -> Arm:
+        """The arm that `edgewise.lab.arm` left in `folder`."""
+        spec = json.loads((folder / "spec.json").read_text())
+        evals = read_lines(folder / "evals.jsonl")
+        return cls(
+            label=spec["label"] or spec["method"],
+            seed=spec["seed"],
+            exact="train_pass_rate" in evals[0],
+            steps=read_lines(folder / "steps.jsonl"),
+            evals=evals,
+        )
+
+    @property
+    def final(self) -> float:
+        """Held-out accuracy at the end of the budget."""
+        return float(self.evals[-1]["held_out"])
+
+    @property
+    def best(self) -> float:
+        """The best held-out accuracy of any evaluation (what papers report)."""
+        return float(max(line["held_out"] for line in self.evals))
+
+    def total(self, name: str) -> float:
+        """Sum of a metric over all steps."""
+        return float(sum(line["metrics"].get(name, 0.0) for line in self.steps))
+
+    def to_reach(self, accuracy: float, axis: str) -> float | None:
+        """How much of `axis` ("responses", "cpu_s", "wall_s", "tokens") was spent when `accuracy` was first reached.
+
+        Linear between evaluations; None if it never was.
+        """
+        before: Line | None = None
+        for line in self.evals:
+            if line["held_out"] >= accuracy:
+                if before is None:
+                    return float(line[axis])
+                rise = line["held_out"] - before["held_out"]
+                part = (accuracy - before["held_out"]) / rise
+                return float(before[axis] + part * (line[axis] - before[axis]))
+            before = line
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Arms by label; `reference` sets the accuracy to reach, seed by seed."""
+
+    arms: dict[str, list[Arm]]
+    reference: str
+
+    @classmethod
+    def read(cls, folders: Sequence[Path], reference: str) -> Comparison:
+        """All arms in `folders`, labels in the order given."""
+        arms: dict[str, list[Arm]] = {}
+        for folder in folders:
+            arm = Arm.read(folder)
+            arms.setdefault(arm.label, []).append(arm)
+        return cls(arms, reference)
+
+    def targets(self) -> dict[int, float]:
+        """The reference's final held-out accuracy, by seed."""
+        return {arm.seed: arm.final for arm in self.arms.get(self.reference, [])}
+
+    def saving(self, label: str, axis: str) -> tuple[Interval | None, int]:
+        """(reference's cost / this method's cost to reach the reference's final accuracy, seeds that never reached it).
+
+        A method that never reached it within its budget counts with its whole budget, so the ratio is then an upper bound.
+        None where the reference did not run, or nothing was spent.
+        """
+        over: list[float] = []
+        under: list[float] = []
+        never = 0
+        bars = {arm.seed: arm for arm in self.arms.get(self.reference, [])}
+        for arm in self.arms[label]:
+            if arm.seed not in bars:
+                continue
+            bar = bars[arm.seed]
+            reached = arm.to_reach(bar.final, axis)
+            never += reached is None
+            over.append(bar.to_reach(bar.final, axis) or 0.0)
+            under.append(float(arm.evals[-1][axis]) if reached is None else reached)
+        if not over or min(under) <= 0 or min(over) <= 0:
+            return None, never
+        return paired_ratio(over, under), never
+
+    def share_of_oracle(self, label: str) -> float | None:
+        """The part of the oracle's saving of responses that a method reaches: (1 - 1/s) / (1 - 1/s_oracle)."""
+        if "oracle" not in self.arms:
+            return None
+        own, ceiling = self.saving(label, "responses")[0], self.saving("oracle", "responses")[0]
+        if own is None or ceiling is None or ceiling.estimate <= 1.0:
+            return None
+        return (1.0 - 1.0 / own.estimate) / (1.0 - 1.0 / ceiling.estimate)
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One plain dict a method: means over seeds; intervals as [estimate, low, high]."""
+        rows = []
+        for label, arms in self.arms.items():
+            responses, never = self.saving(label, "responses")
+            seconds, _ = self.saving(label, "cpu_s")
+            rolled = sum(arm.total("rolled_out") for arm in arms)
+            last = [arm.evals[-1] for arm in arms]
+            rows.append(
+                {
+                    "method": label,
+                    "seeds": [arm.seed for arm in arms],
+                    "steps": _mean(arm.steps[-1]["step"] for arm in arms),
+                    "responses": _mean(arm.steps[-1]["responses"] for arm in arms),
+                    "tokens": _mean(line["tokens"] for line in last),
+                    "seconds": {
+                        name: _mean(arm.steps[-1]["spent"][name] for arm in arms) for name in (*PARTS, "wall_s", "cpu_s")
+                    },
+                    "mixed_share": sum(arm.total("mixed") for arm in arms) / rolled if rolled else 0.0,
+                    "all_pass_share": sum(arm.total("all_pass") for arm in arms) / rolled if rolled else 0.0,
+                    "all_fail_share": sum(arm.total("all_fail") for arm in arms) / rolled if rolled else 0.0,
+                    "final": _mean(arm.final for arm in arms),
+                    "best": _mean(arm.best for arm in arms),
+                    "fewer_responses": _plain(responses),
+                    "fewer_seconds": _plain(seconds) if label != "oracle" else None,
+                    "never_reached": never,
+                    "share_of_oracle": self.share_of_oracle(label),
+                }
+            )
+        return rows
+
+    def premise(self) -> dict[str, float]:
+        """Means over all evaluations that scored the whole pool: rank correlations of prompt entropy."""
+        lines = [line for arms in self.arms.values() for arm in arms for line in arm.evals if "v_mixed_corr" in line]
+        names = ("v_pass_corr", "v_mixed_corr", "v_mixed_corr_within_kind")
+        return {name: float(np.mean([line[name] for line in lines if name in line])) for name in names} if lines else {}
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything a picture or a program needs."""
+        axes = ("step", "responses", "held_out", "tokens", "wall_s", "cpu_s")
+        curves = [
+            {"method": arm.label, "seed": arm.seed, "points": [{name: line[name] for name in axes} for line in arm.evals]}
+            for arms in self.arms.values()
+            for arm in arms
+        ]
+        return {
+            "reference": self.reference,
+            "targets": {str(seed): value for seed, value in self.targets().items()},
+            "exact": all(arm.exact for arms in self.arms.values() for arm in arms),
+            "summary": self.summary(),
+            "premise": self.premise(),
+            "curves": curves,
+        }
+
+    def table(self) -> str:
+        """The result as aligned text, with a legend for what a newcomer cannot guess."""
+        header = [
+            "method", "steps", "responses\ngenerated", "tokens", "select", "verify", "rollout", "train", "mixed\ngroups",
+            "held-out\nfinal", "best", f"fewer responses\nto {self.reference}'s final", "fewer\nseconds", "of oracle's\nsaving",
+        ]  # fmt: skip
+        rows = []
+        for row in self.summary():
+            spent = row["seconds"]
+            rows.append(
+                [
+                    row["method"],
+                    f"{row['steps']:.0f}",
+                    f"{row['responses']:,.0f}",
+                    f"{row['tokens']:,.0f}",
+                    f"{spent['select_s']:.1f}s",
+                    f"{spent['signal_s']:.1f}s",
+                    f"{spent['rollout_s'] + spent['reward_s']:.1f}s",
+                    f"{spent['train_s']:.1f}s",
+                    f"{100 * row['mixed_share']:.0f}%",
+                    f"{row['final']:.3f}",
+                    f"{row['best']:.3f}",
+                    _ratio(row["fewer_responses"], row["never_reached"]),
+                    _ratio(row["fewer_seconds"], row["never_reached"]),
+                    "–" if row["share_of_oracle"] is None else f"{100 * row['share_of_oracle']:.0f}%",
+                ]
+            )
+        return format_table(header, rows, "<" + ">" * (len(header) - 1))
+
+
+def _mean(values: Any) -> float:
+    return float(np.mean(list(values)))
+
+
+def _plain(interval: Interval | None) -> list[float | None] | None:
+    if interval is None:
+        return None
+    return [value if np.isfinite(value) else None for value in (interval.estimate, interval.low, interval.high)]
+
+
+def _ratio(plain: list[float | None] | None, never: int) -> str:
+    if plain is None or plain[0] is None:
+        return "–"
+    text = f"{'<' if never else ''}{plain[0]:.2f}x"
+    return text if plain[1] is None else f"{text} [{plain[1]:.2f}, {plain[2]:.2f}]"
