@@ -29,7 +29,7 @@ class ArmSpec:
     """Of the arithmetic task: "wasteful" or "balanced"."""
     policy: str = ""
     """"" for the shipped one; a model folder; or "smollm2"."""
-    responses: int = 60_000
+    responses: int = 40_000
     """Budget of generated responses, kept or not; the arm stops at the first step that reaches it."""
     steps: int = 0
     """At most this many training batches; 0 means the budget alone decides."""
@@ -41,7 +41,7 @@ class ArmSpec:
     """Optimizer steps a training batch is cut into (HIVE's runs: 256 groups in mini-batches of 64)."""
     learning_rate: float = 1e-4
     """AdamW, constant, no warm-up."""
-    eval_responses: int = 3_000
+    eval_responses: int = 2_000
     """Evaluate on held-out prompts each time this many more responses were generated."""
     prompts: int = 0
     """Training prompts; 0 for the task's default."""

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--pool", default="wasteful", choices=sorted(POOLS), help=f"difficulties of the arithmetic task {shown}")
     add("--task", default="arithmetic", metavar="T", help=f"arithmetic, or a generator of reasoning-gym {shown}")
     add("--policy", default="", metavar="P", help="a model folder, or smollm2 (default: the shipped small policy)")
-    add("--responses", type=int, default=60_000, help=f"budget of generated responses an arm {shown}")
+    add("--responses", type=int, default=40_000, help=f"budget of generated responses an arm {shown}")
     add("--steps", type=int, default=0, help="at most this many training batches (default: the budget decides)")
     add("--prompts", type=int, default=1_000, help=f"training prompts {shown}")
     add("--held-out", type=int, default=480, help=f"held-out prompts {shown}")
