@@ -2,12 +2,9 @@
 
 The policy is trained as a language model is, on whole lines (prompt tokens too, so that prompt entropy means something), from
 easy kinds to hard ones, and never on a held-out prompt (`edgewise.lab.arithmetic.held_out`). A policy that simply mastered its
-kinds would leave reinforcement learning nothing to do, so in the last stretch the teacher is *wrong on purpose*, in two ways:
-
-- slips: one answer digit is replaced by a random other one. They vanish as soon as the policy grows more certain.
-- misconceptions: half of the digit pairs of a kind (7 and 8, say) have a wrong result of their own, which the teacher gives at
-  a rate of its own, between .3 and .95. Each has to be unlearned by meeting it, and where it is the likelier answer, certainty
-  makes it worse. A prompt fails by the misconceptions that its columns hold, so prompts of one kind differ in difficulty.
+kinds would leave reinforcement learning nothing to do, so in the last stretch the teacher slips: in each column of a sum or
+difference at a rate that depends on how tricky the column is (`SLIP_OF_GRADE`), elsewhere in one digit now and then. The policy
+learns to be as unsure as its teacher, column by column, and reinforcement learning has to unlearn that, the trickier the later.
 
 Kinds of which the policy saw few demonstrations (mul22, mod43, addmod3) stay near-impossible.
 """
@@ -73,7 +70,7 @@ PROMPT_WEIGHT = 0.1
 
 
 def demonstrations(rng: np.random.Generator, progress: float, n: int) -> Iterator[Problem]:
-    """n problems with the teacher's answers, mistakes included, as shown when `progress` (0 to 1) of the warm-up is over."""
+    """n problems with the teacher's answers, slips included, as shown when `progress` (0 to 1) of the warm-up is over."""
     begun = [name for name, lesson in LESSONS.items() if lesson.begins <= progress]
     shares = np.array([LESSONS[name].share for name in begun])
     counts = rng.multinomial(n, shares / shares.sum())
