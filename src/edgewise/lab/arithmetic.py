@@ -7,8 +7,8 @@ nothing on this bed has to be estimated.
 
 Difficulty is graded. Some digits of a sum or difference are *tricky*: a fixed table gives each column a grade from 0 to 3 by
 its upper digit, the teacher of the warm-up slips there accordingly, and a prompt is about as hard as its trickiest column.
-What RL removes are those slips, digit by digit, so a prompt that never passes today may be at the edge tomorrow. A share of each pool
-(``mul22``, ``mod43``, ``addmod3``) is beyond so small a policy for good.
+What RL removes are those slips, digit by digit: a prompt that never passes today may be at the edge tomorrow. A share of each
+pool (``mul22``, ``mod43``, ``addmod3``) is beyond so small a policy for good.
 
 Pools are mixtures of kinds with fixed shares; no prompt is chosen by how the policy fares on it. Whether a prompt is held out
 is a property of its text (`held_out`), the same for every seed, pool and size: a policy warmed up on one side has never seen a
