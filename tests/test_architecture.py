@@ -51,7 +51,7 @@ LEVELS = {
     "cli": 11,
     "__main__": 12,
 }
-SAME_ROOM = {"stage": "selector", "step": "selector"}
+SAME_ROOM = {"stage": "selector", "step": "selector", "saved": "selector"}
 """Files that were split off another and share its room."""
 
 WITH_TORCH = {"signals", "hosts", "lab", "report"}

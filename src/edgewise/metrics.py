@@ -32,8 +32,8 @@ class StepMetrics:
         return self._values.get(name, 0.0)
 
     def as_dict(self) -> dict[str, float]:
-        """A copy, sorted by name."""
-        return dict(sorted(self._values.items()))
+        """A copy, sorted by name; a sum that overflowed is left out."""
+        return {name: value for name, value in sorted(self._values.items()) if math.isfinite(value)}
 
 
 def rank_correlation(a: Floats, b: Floats) -> float:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import chain
 from numbers import Real
 from typing import Any
 
 import numpy as np
 
 from edgewise.errors import OutcomeError
-from edgewise.types import Bools, Floats, Groups, Outcome, Ticket
+from edgewise.types import Bools, Floats, Groups, Ints, Outcome, Ticket
 
 OnProblem = Callable[[OutcomeError], None]
 """Told of each value that cannot be used; raises in strict mode, counts otherwise."""
 
 _STATUSES = ("ok", "truncated", "failed", "cancelled")
+_PLAIN = frozenset({bool, int, float, type(None)})
+_MOST = 2**62  # tokens of one group
 
 
 def _number(value: Any) -> float | None:
@@ -26,56 +29,99 @@ def _number(value: Any) -> float | None:
     """
     if value is None:
         return math.nan
-    if isinstance(value, (bool, np.bool_, Real, np.number)):
-        return float(value)
+    if isinstance(value, (bool, np.bool_, Real, np.integer, np.floating)):
+        try:
+            return float(value)
+        except OverflowError:  # a whole number beyond the floats
+            return math.inf
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # 0-d numpy arrays and torch tensors
         return _number(value.item())
     return None
 
 
-def _numbers(values: Any, what: str, ticket: Ticket, on_problem: OnProblem) -> Floats:
-    """(k,) floats, NaN where missing or refused; ±inf and non-numbers are refused, never clipped."""
-    array = values.detach().cpu().numpy() if hasattr(values, "detach") else values
-    if isinstance(array, np.ndarray) and array.ndim == 1 and array.dtype.kind in "biuf":
-        numbers = array.astype(np.float64)
-    else:
-        if isinstance(array, (str, bytes)) or not hasattr(array, "__len__"):
+def _tables(given: Sequence[Any], what: str, tickets: Sequence[Ticket], on_problem: OnProblem) -> tuple[Floats, Ints]:
+    """One list of numbers a ticket, as (n, widest ticket) floats, NaN where missing or refused, and (n,) their lengths."""
+    plain = [values.tolist() if hasattr(values, "tolist") else values for values in given]  # numpy and torch, of any type
+    width = max((t.rollouts for t in tickets), default=0)
+    limits = np.array([t.rollouts for t in tickets], dtype=np.int64)
+    if all(type(values) in (list, tuple) for values in plain):
+        lengths = np.array([len(values) for values in plain], dtype=np.int64)
+        if (lengths <= limits).all() and _PLAIN.issuperset(map(type, chain.from_iterable(plain))):
+            table = _filled(list(chain.from_iterable(plain)), lengths, width)
+            if table is not None:
+                return table, lengths
+    rows = [_numbers(values, what, ticket, on_problem) for values, ticket in zip(plain, tickets, strict=True)]
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    table = _filled(list(chain.from_iterable(rows)), lengths, width)
+    assert table is not None
+    return table, lengths
+
+
+def _filled(flat: list[Any], lengths: Ints, width: int) -> Floats | None:
+    """(n, width) with the numbers of each row at its front; None if one of them is infinite."""
+    table = np.full((len(lengths), width), math.nan)
+    try:
+        table[np.arange(width) < lengths[:, None]] = np.array(flat, dtype=np.float64)
+    except OverflowError:
+        return None
+    return None if np.isinf(table).any() else table
+
+
+def _numbers(values: Any, what: str, ticket: Ticket, on_problem: OnProblem) -> list[float]:
+    """The numbers of one ticket, NaN where missing or refused; ±inf and non-numbers are refused, never clipped."""
+    where = f"Outcome({what}=...) of prompt {ticket.prompt_id!r}"
+    if isinstance(values, (str, bytes)) or not (hasattr(values, "__len__") and hasattr(values, "__iter__")):
+        on_problem(
+            OutcomeError(
+                f"{where} must be a list with one entry a rollout, got {type(values).__name__}. The group counts as not "
+                "rolled out."
+            )
+        )
+        return []
+    entries = list(values)
+    if len(entries) > ticket.rollouts:
+        on_problem(
+            OutcomeError(
+                f"{where} has {len(entries)} entries for a ticket of {ticket.rollouts} rollouts. The group counts as not "
+                "rolled out: its entries may belong to another prompt."
+            )
+        )
+        return []
+    numbers = []
+    for i, entry in enumerate(entries):
+        number = _number(entry)
+        if number is None:
             on_problem(
                 OutcomeError(
-                    f"Outcome({what}=...) of prompt {ticket.prompt_id!r} must be a list with one entry a rollout, got "
-                    f"{type(values).__name__}. The group counts as not rolled out."
+                    f"{where}: entry {i} must be a number or None, got {entry!r} ({type(entry).__name__}). That rollout counts "
+                    "as missing."
                 )
             )
-            return np.empty(0)
-        converted = [_number(v) for v in array]
-        for i, number in enumerate(converted):
-            if number is None:
-                on_problem(
-                    OutcomeError(
-                        f"Outcome({what}=...) of prompt {ticket.prompt_id!r}: entry {i} must be a number or None, got "
-                        f"{array[i]!r} ({type(array[i]).__name__}). That rollout counts as missing."
-                    )
+        elif math.isinf(number):
+            on_problem(
+                OutcomeError(
+                    f"{where}: entry {i} must be finite, got {number}. That rollout counts as missing; check the reward "
+                    "function."
                 )
-        numbers = np.array([math.nan if v is None else v for v in converted], dtype=np.float64)
-    infinite = np.isinf(numbers)
-    if infinite.any():
-        i = int(np.flatnonzero(infinite)[0])
-        on_problem(
-            OutcomeError(
-                f"Outcome({what}=...) of prompt {ticket.prompt_id!r}: entry {i} must be finite, got {numbers[i]}. "
-                "That rollout counts as missing; check the reward function."
             )
-        )
-        numbers[infinite] = math.nan
-    if len(numbers) > ticket.rollouts:
-        on_problem(
-            OutcomeError(
-                f"Outcome({what}=...) of prompt {ticket.prompt_id!r} has {len(numbers)} entries for a ticket of "
-                f"{ticket.rollouts} rollouts. The group counts as not rolled out: its entries may belong to another prompt."
-            )
-        )
-        return np.empty(0)
+        numbers.append(math.nan if number is None or math.isinf(number) else number)
     return numbers
+
+
+def _whole(value: Any, ticket: Ticket, on_problem: OnProblem) -> int:
+    """A count of tokens; 0 where it is none."""
+    if type(value) is int and 0 <= value <= _MOST:
+        return value
+    number = _number(value)
+    if number is None or not 0 <= number <= _MOST:
+        on_problem(
+            OutcomeError(
+                f"Outcome(response_tokens=...) of prompt {ticket.prompt_id!r} must be a whole number >= 0, got {value!r}. "
+                "It counts as 0."
+            )
+        )
+        return 0
+    return int(number)
 
 
 def stack(outcomes: Sequence[Outcome], on_problem: OnProblem) -> Groups:
@@ -85,46 +131,40 @@ def stack(outcomes: Sequence[Outcome], on_problem: OnProblem) -> Groups:
     `failed` and `cancelled` rollouts are missing whatever reward they carry; `truncated` ones count as scored.
     Raises whatever `on_problem` raises.
     """
-    n = len(outcomes)
-    width = max((o.ticket.rollouts for o in outcomes), default=0)
-    rewards = np.full((n, width), np.nan)
-    correct = np.full((n, width), np.nan)
-    truncated = np.zeros(n, dtype=np.int64)
-    entropy = np.full(n, np.nan)
-    tokens = np.zeros(n, dtype=np.int64)
+    tickets = tuple(o.ticket for o in outcomes)
+    rewards, lengths = _tables([o.rewards for o in outcomes], "rewards", tickets, on_problem)
+    correct = np.full(rewards.shape, np.nan)
+    judged = [i for i, o in enumerate(outcomes) if o.correct is not None]
+    if judged:
+        verdicts, _ = _tables([outcomes[i].correct for i in judged], "correct", [tickets[i] for i in judged], on_problem)
+        correct[judged, : verdicts.shape[1]] = np.where(np.isnan(verdicts), np.nan, verdicts > 0.5)
+    truncated = np.zeros(len(outcomes), dtype=np.int64)
+    entropy = np.full(len(outcomes), np.nan)
     for i, outcome in enumerate(outcomes):
-        ticket = outcome.ticket
-        values = _numbers(outcome.rewards, "rewards", ticket, on_problem)
-        rewards[i, : len(values)] = values
-        if outcome.correct is not None:
-            verdicts = _numbers(outcome.correct, "correct", ticket, on_problem)
-            correct[i, : len(verdicts)] = np.where(np.isnan(verdicts), np.nan, verdicts > 0.5)
         if outcome.statuses is not None:
-            if len(outcome.statuses) != len(values) or any(s not in _STATUSES for s in outcome.statuses):
+            statuses = list(outcome.statuses)
+            if len(statuses) != lengths[i] or any(status not in _STATUSES for status in statuses):
                 on_problem(
                     OutcomeError(
-                        f"Outcome(statuses=...) of prompt {ticket.prompt_id!r} must hold one of {_STATUSES} a rollout, got "
-                        f"{list(outcome.statuses)!r} for {len(values)} rewards. The statuses are ignored."
+                        f"Outcome(statuses=...) of prompt {tickets[i].prompt_id!r} must hold one of {_STATUSES} a rollout, got "
+                        f"{statuses!r} for {lengths[i]} rewards. The statuses are ignored."
                     )
                 )
             else:
-                for j, status in enumerate(outcome.statuses):
-                    truncated[i] += status == "truncated"
-                    if status in ("failed", "cancelled"):
-                        rewards[i, j] = np.nan
+                truncated[i] = statuses.count("truncated")
+                rewards[i, [j for j, status in enumerate(statuses) if status in ("failed", "cancelled")]] = np.nan
         if outcome.rollout_entropy is not None:
             h = _number(outcome.rollout_entropy)
             entropy[i] = h if h is not None and math.isfinite(h) else np.nan
-        tokens[i] = outcome.response_tokens
     valid: Bools = np.isfinite(rewards)
     correct[~valid] = np.nan
     return Groups(
-        tickets=tuple(o.ticket for o in outcomes),
-        rows=np.array([o.ticket.row for o in outcomes], dtype=np.int64),
+        tickets=tickets,
+        rows=np.array([t.row for t in tickets], dtype=np.int64),
         rewards=rewards,
         correct=correct,
         valid=valid,
         truncated=truncated,
         rollout_entropy=entropy,
-        response_tokens=tokens,
+        response_tokens=np.array([_whole(o.response_tokens, o.ticket, on_problem) for o in outcomes], dtype=np.int64),
     )

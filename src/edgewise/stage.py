@@ -58,8 +58,9 @@ class Stage:
         self.policy_version = 0
         self._signals: Signals = {}
         self._offered: list[Ints] = []
+        self._issued: list[Ints] = []
         self._round_tickets: dict[int, Ticket] = {}
-        self._waiting: list[Outcome] = []
+        self._waiting: dict[int, Outcome] = {}
         self._entropies: dict[int, float] = {}
         self._fallen_back = False
         self._undo_rows: list[tuple[Ints, dict[str, Array]]] = []
@@ -93,8 +94,12 @@ class Stage:
                 f"signal({name!r}): this host serves {sorted(self._signals) or 'no signals'}; it cannot be asked for."
             )
         asked = np.array(rows, dtype=np.int64)
+        if asked.size == 0:
+            return np.empty(0)
         started = time.perf_counter()
-        values = np.asarray(serve(asked), dtype=np.float64)
+        served = serve(asked)
+        # a torch tensor may be on a device, or of a type that numpy does not have
+        values = np.asarray(served.tolist() if hasattr(served, "detach") else served, dtype=np.float64)
         self.metrics.add(signal_s=time.perf_counter() - started)
         if values.shape != asked.shape:
             raise SignalError(f"signal({name!r}) must answer with one number a row, shape {asked.shape}, got {values.shape}.")
@@ -113,52 +118,71 @@ class Stage:
 
     # -- one round -----------------------------------------------------------------------------------------------------
 
-    def begin(self, number: int, policy_version: int, signals: Signals) -> None:
-        """Point the view at a step. The first call of a step also remembers what a rollback needs."""
+    def aim(self, number: int, policy_version: int, signals: Signals) -> None:
+        """Point the view at a step."""
         self.number, self.policy_version, self._signals = number, policy_version, signals
-        if not self.streaming and not self._undo_shared:
-            self._undo_shared = _copies(self._selector.method.state().shared)
-            self._undo_position = self._selector._stream.position
-            self._undo_premise = self._selector._premise.arrays()
 
-    def propose(self, room: int, shortfall: int) -> Requests:
-        """Ask the method; in degrade mode a failing method is replaced by uniform, for one round a step."""
+    def mark(self) -> None:
+        """Remember what `roll_back` goes back to: the start of a step, or of one call when streaming."""
+        self._undo_rows = []
+        self._undo_shared = _copies(self._selector.method.state().shared)
+        self._undo_position = self._selector._stream.position
+        self._undo_premise = self._selector._premise.arrays()
+
+    def propose(self, room: int) -> Requests:
+        """Ask the method; in degrade mode a failing method is replaced by uniform, for one round a step.
+
+        What the failing call drew goes back to the stream: it is as if it had not been asked.
+        """
         selector = self._selector
-        before = _copies(selector.method.state().shared)
+        before, position, offers = _copies(selector.method.state().shared), selector._stream.position, len(self._offered)
         started, signal_before = time.perf_counter(), self.metrics.get("signal_s")
         try:
             requests = selector.method.propose(room, self)
-            self._check(requests)
+            self._check(requests, room)
         except ShortfallError:
             raise
         except Exception as error:
             if selector.strict:
                 raise
             self._restore_shared(before)
-            requests = self._fall_back(shortfall, error)
+            drawn, self._offered = self._offered[offers:], self._offered[:offers]
+            for rows in drawn:
+                selector._blocked[rows] = False
+                self.metrics.add(offered=-len(rows))
+            selector._stream.position = position
+            requests = self._fall_back(room, error)
         spent = time.perf_counter() - started - (self.metrics.get("signal_s") - signal_before)
         self.metrics.add(propose_ms=1e3 * spent)
         return requests
 
-    def _check(self, requests: Requests) -> None:
-        """Refuse what would break the contract: rows out of range, doubled, or never offered by this step."""
-        rows, rollouts, name = requests.rows, requests.rollouts, self._selector.method.name
-        size = len(self._selector.pool)
+    def _check(self, requests: Requests, room: int) -> None:
+        """Refuse what would break the contract: rows out of range, doubled, in flight, or issued in this step before."""
+        rows, rollouts, predicted = requests.rows, requests.rollouts, requests.predicted_pass_rate
+        name, size = self._selector.method.name, len(self._selector.pool)
         if rows.ndim != 1 or rollouts.shape != rows.shape or rows.dtype.kind != "i" or rollouts.dtype.kind != "i":
             raise MethodError(
                 f"{name}.propose must give integer rows (n,) and rollouts (n,), got {rows.shape}, {rollouts.shape}."
             )
+        if predicted is not None and (predicted.shape != rows.shape or predicted.dtype.kind != "f"):
+            raise MethodError(f"{name}.propose must predict one float a row, shape {rows.shape}, got {predicted.shape}.")
+        if self.streaming and len(rows) > room:
+            raise MethodError(f"{name}.propose must ask for at most {room} prompts when streaming, got {len(rows)}.")
         if len(rows) and (rows.min() < 0 or rows.max() >= size):
             raise MethodError(f"{name}.propose must give rows in [0, {size}), got {int(rows.min())} … {int(rows.max())}.")
         if len(np.unique(rows)) != len(rows):
             raise MethodError(f"{name}.propose must give distinct rows, got {len(rows) - len(np.unique(rows))} repeats.")
         if len(rollouts) and rollouts.min() < 1:
             raise MethodError(f"{name}.propose must ask for at least one rollout a prompt, got {int(rollouts.min())}.")
-        busy = [t.row for t in self._selector._open.values()]
-        if len(np.intersect1d(rows, np.array(busy, dtype=np.int64))):
-            raise MethodError(f"{name}.propose asked for a prompt that is already in flight.")
+        busy = np.array([t.row for t in self._selector._open.values()], dtype=np.int64)
+        for taken, where in (
+            (busy, "is already in flight"),
+            *((issued, "this step rolled out before") for issued in self._issued),
+        ):
+            if len(np.intersect1d(rows, taken)):
+                raise MethodError(f"{name}.propose asked for a prompt that {where}.")
 
-    def _fall_back(self, shortfall: int, error: Exception) -> Requests:
+    def _fall_back(self, room: int, error: Exception) -> Requests:
         selector = self._selector
         if not isinstance(error, EdgewiseError) and type(error).__name__ not in selector._warned:
             traceback.print_exception(error)
@@ -172,7 +196,7 @@ class Stage:
         if self._fallen_back and not self.streaming:
             return Requests.of([], selector.group_size)
         self._fallen_back = True
-        return Requests.of(self.draw(shortfall), selector.group_size)
+        return Requests.of(self.draw(room), selector.group_size)
 
     def issue(self, requests: Requests) -> list[Ticket]:
         """Turn requests into tickets in flight."""
@@ -192,24 +216,33 @@ class Stage:
         fresh = requests.rows[~selector._blocked[requests.rows]]  # methods that pick from the whole pool do not draw
         selector._blocked[fresh] = True
         self._offered.append(fresh)
+        self._issued.append(requests.rows)
         if tickets:
             self.metrics.add(rounds=1)
         return tickets
 
     def accept(self, reported: Sequence[Outcome]) -> list[Outcome]:
-        """Those outcomes whose ticket is open and agrees with what was issued; the rest are counted, once each."""
+        """Those outcomes whose ticket is open and agrees with what was issued; the rest are counted, once each.
+
+        A step takes the outcomes of its own tickets only: those of `take` are reported to the selector.
+        """
         selector = self._selector
+        held = selector._open if self.streaming else self._round_tickets
         good: list[Outcome] = []
         seen: set[int] = set()
         for outcome in reported:
-            issued = selector._open.get(outcome.ticket.seq)
-            if issued is None or outcome.ticket.seq in seen:
+            issued = held.get(outcome.ticket.seq)
+            if issued is None or outcome.ticket.seq in seen or outcome.ticket.seq in self._waiting:
                 known = outcome.ticket.seq < selector._next_seq
                 selector._totals["dup_outcomes"] += 1
                 if selector.strict:
                     raise OutcomeError(
                         f"Outcome for ticket {outcome.ticket.seq} of prompt {outcome.ticket.prompt_id!r}: "
-                        + ("it was already reported or cancelled." if known else "no such ticket was issued.")
+                        + (
+                            "it was already reported or cancelled, or `take` issued it."
+                            if known
+                            else "no such ticket was issued."
+                        )
                     )
                 continue
             same = outcome.ticket is issued or replace(outcome.ticket, predicted_pass_rate=issued.predicted_pass_rate) == issued
@@ -226,32 +259,35 @@ class Stage:
         return good
 
     def settle(self, reported: Sequence[Outcome]) -> Judged:
-        """Judge and observe. A method of scope "batch" waits until the round is complete."""
+        """Judge and observe. A method of scope "batch" waits until the round is complete.
+
+        Tickets are closed last: where something raises, they are still open and can be reported again.
+        """
         selector = self._selector
         if selector.method.scope == "batch" and not self.streaming:
-            self._waiting.extend(reported)
-            done = {o.ticket.seq for o in self._waiting}
-            if any(seq not in done for seq in self._round_tickets):
+            self._waiting.update((o.ticket.seq, o) for o in reported)
+            if any(seq not in self._waiting for seq in self._round_tickets):
                 return _nothing(selector.group_size)
-            reported, self._waiting = self._waiting, []
+            reported, self._waiting = list(self._waiting.values()), {}
         if not reported:
             return _nothing(selector.group_size)
         ordered = sorted(reported, key=lambda o: o.ticket.seq)
         groups = outcomes.stack(ordered, selector.problem)
+        verdicts = self._judge(groups)
+        self._observe(groups.select(np.flatnonzero(groups.valid.any(axis=1))))
         for ticket in groups.tickets:
             selector._open.pop(ticket.seq, None)
             self._round_tickets.pop(ticket.seq, None)
         if self.streaming:
             selector._blocked[groups.rows] = False
         self._count(groups)
-        verdicts = self._judge(groups)
-        self._observe(groups.select(np.flatnonzero(groups.valid.any(axis=1))))
         for reason in set(verdicts.reasons) - {""}:
             self.metrics.add(**{f"dropped_{reason}": verdicts.reasons.count(reason)})
         return Judged(groups, verdicts)
 
     def _judge(self, groups: Groups) -> Verdicts:
         selector = self._selector
+        before = _copies(selector.method.state().shared)
         try:
             verdicts = selector.method.judge(groups, self)
             if verdicts.keep.shape != (len(groups),) or len(verdicts.reasons) != len(groups):
@@ -262,6 +298,7 @@ class Stage:
         except Exception as error:
             if selector.strict:
                 raise
+            self._restore_shared(before)
             self._failed("judge", error, "All whole groups are kept.")
             return Verdicts.of(groups.valid.sum(axis=1) >= 2, "incomplete")
 
@@ -271,9 +308,8 @@ class Stage:
         selector = self._selector
         rows = np.unique(groups.rows)
         held = selector.method.state()
-        if not self.streaming or not selector.strict:
-            self._undo_rows.append((rows, {k: v[rows].copy() for k, v in held.prompts.items()}))
         before = _copies(held.shared)
+        self._undo_rows.append((rows, {k: v[rows].copy() for k, v in held.prompts.items()}))
         try:
             selector.method.observe(groups, self)
         except Exception as error:
@@ -281,8 +317,6 @@ class Stage:
                 raise
             self._restore_shared(before, [self._undo_rows.pop()])
             self._failed("observe", error, "These groups teach nothing.")
-        if self.streaming:
-            self._undo_rows.clear()
 
     def _failed(self, what: str, error: Exception, then: str) -> None:
         """Degrade: say which part of the method failed and what happens instead."""
@@ -322,7 +356,7 @@ class Stage:
     def cancel_unreported(self) -> Judged:
         """Tickets of the round that the host never reported are cancelled: not outcomes, and free to be chosen again."""
         selector = self._selector
-        left = [t for seq, t in self._round_tickets.items() if seq not in {o.ticket.seq for o in self._waiting}]
+        left = [t for seq, t in self._round_tickets.items() if seq not in self._waiting]
         for ticket in left:
             selector._open.pop(ticket.seq, None)
             self._round_tickets.pop(ticket.seq, None)
@@ -349,21 +383,21 @@ class Stage:
         self._selector._blocked[list(busy)] = True
         self._entropies = {row: value for row, value in self._entropies.items() if row in busy}
         self._round_tickets = {}
+        self._issued = []
 
-    def close(self) -> dict[str, float]:
-        """Streaming: the numbers since the last call."""
+    def numbers(self) -> dict[str, float]:
+        """Streaming: the metrics so far, with totals and what is in flight."""
         selector = self._selector
         self.metrics.set(step=selector._number, in_flight=float(len(selector._open)), **selector._totals)
-        self.metrics.set(**selector._premise.correlations())
-        values, self.metrics = self.metrics.as_dict(), StepMetrics()
-        return values
+        return self.metrics.as_dict()
 
     def roll_back(self) -> None:
-        """Undo everything the step changed, except the count of rollouts that were really generated."""
+        """Undo everything since `mark`, except the count of rollouts that were really generated."""
         selector = self._selector
         for seq in self._round_tickets:
             selector._open.pop(seq, None)
         self._round_tickets = {}
+        self._waiting = {}
         self.release_offered()
         self._restore_shared(self._undo_shared, self._undo_rows)
         self._undo_rows = []

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgewise.errors import ConfigError, EdgewiseError, ShortfallError
+from edgewise.errors import ConfigError, ShortfallError
 from edgewise.stage import Judged, Signals, Stage
 from edgewise.types import ROLLOUT_SIGNALS, Array, Groups, Outcome, Ticket
 
@@ -40,7 +40,8 @@ class Step:
                 selector._open.pop(ticket.seq, None)
                 selector._blocked[ticket.row] = False
             selector._reissue = []
-        self._stage.begin(selector._number, self._policy_version, {})
+        self._stage.aim(selector._number, self._policy_version, {})
+        self._stage.mark()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -51,8 +52,8 @@ class Step:
             self._stage.roll_back()
             return
         try:
-            self._stage.cancel_unreported()
-        except EdgewiseError:  # strict mode
+            self._take_in(self._stage.cancel_unreported())
+        except BaseException:  # strict mode
             self._stage.roll_back()
             raise
         self._stage.release_offered()
@@ -61,8 +62,7 @@ class Step:
         metrics.set(**self.accounts())
         selector._number += 1
         selector.metrics = metrics.as_dict()
-        if selector.directory is not None:
-            selector._autosave()
+        selector._autosave()
         selector.metrics["commit_ms"] = 1e3 * (time.perf_counter() - started)
 
     @property
@@ -75,13 +75,15 @@ class Step:
 
         signals: what the method may ask for, by name, for the current policy.
         Raises HostError if the method needs one that is not there; SignalError, MethodError and the method's own errors only
-        in strict mode.
+        in strict mode; ShortfallError where the method is told to.
         """
         selector, stage = self._selector, self._stage
+        if selector._current is not self:
+            raise ConfigError("Step.requests(): the step is not open; use it inside `with selector.step(...) as step:`.")
         selector.check_signals({*(signals or {}), *ROLLOUT_SIGNALS})
-        stage.begin(selector._number, self._policy_version, signals or {})
+        stage.aim(selector._number, self._policy_version, signals or {})
         while self.missing > 0:
-            tickets = stage.issue(stage.propose(self.missing, shortfall=self.missing))
+            tickets = stage.issue(stage.propose(self.missing))
             if not tickets:
                 break
             yield tickets
@@ -154,6 +156,8 @@ def _in_request_order(parts: Sequence[Groups]) -> Groups | None:
     width = max(g.rewards.shape[1] for g in parts)
 
     def wide(array: Array, fill: Any) -> Array:
+        if array.shape[1] == width:
+            return array
         return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
 
     joined = Groups(
