@@ -256,7 +256,7 @@ _STYLE = """
 :root{--page:#141517;--ink:#ececee;--soft:#a6abb2;--faint:#2f3237;--panel:#1d1f22;/*dark*/}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--page);color:var(--ink);font:16px/1.55 system-ui,"Segoe UI",Roboto,Helvetica,Arial,sans-serif}
-main{max-width:1020px;margin:0 auto;padding:40px 28px 64px}
+main{max-width:1100px;margin:0 auto;padding:40px 28px 64px}
 h1{font-size:clamp(1.3rem,3vw,1.75rem);line-height:1.3;font-weight:650;margin:.35em 0 .6em;letter-spacing:-.008em;
 max-width:30em;text-wrap:pretty;overflow-wrap:anywhere}
 h2{font-size:1.2rem;margin:0 0 .7em}

@@ -160,7 +160,7 @@ def _head(figure: Any, bold: str, small: str) -> None:
     height = figure.get_figheight()
     size = 17.0 if len(bold) <= 84 else 17.0 * 84 / len(bold)
     figure.text(0.022, 1 - 0.42 / height, bold, fontsize=size, fontweight="bold", color=_INK, va="center", parse_math=False)
-    size = 11.5 if len(small) <= 150 else 11.5 * 150 / len(small)
+    size = 11.5 if len(small) <= 130 else 11.5 * 130 / len(small)
     figure.text(0.022, 1 - 0.78 / height, small, fontsize=size, color=_SOFT, va="center", parse_math=False)
 
 
