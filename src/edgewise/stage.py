@@ -183,20 +183,11 @@ class Stage:
                 raise MethodError(f"{name}.propose asked for a prompt that {where}.")
 
     def _fall_back(self, room: int, error: Exception) -> Requests:
-        selector = self._selector
-        if not isinstance(error, EdgewiseError) and type(error).__name__ not in selector._warned:
-            traceback.print_exception(error)
-        selector.problem(
-            MethodError(
-                f"{selector.method.name}.propose failed in step {self.number}: {type(error).__name__}: {error}. "
-                "Prompts of this round are drawn uniformly instead."
-            )
-        )
-        self.metrics.set(degraded=1.0)
+        self._failed("propose", error, f"Prompts of this round of step {self.number} are drawn uniformly instead.")
         if self._fallen_back and not self.streaming:
-            return Requests.of([], selector.group_size)
+            return Requests.of([], self._selector.group_size)
         self._fallen_back = True
-        return Requests.of(self.draw(room), selector.group_size)
+        return Requests.of(self.draw(room), self._selector.group_size)
 
     def issue(self, requests: Requests) -> list[Ticket]:
         """Turn requests into tickets in flight."""
@@ -319,9 +310,12 @@ class Stage:
             self._failed("observe", error, "These groups teach nothing.")
 
     def _failed(self, what: str, error: Exception, then: str) -> None:
-        """Degrade: say which part of the method failed and what happens instead."""
-        name = self._selector.method.name
-        self._selector.problem(MethodError(f"{name}.{what} failed: {type(error).__name__}: {error}. {then}"))
+        """Degrade: say which part of the method failed and what happens instead; show where, the first time."""
+        selector = self._selector
+        if not isinstance(error, EdgewiseError) and what not in selector._warned:
+            selector._warned.add(what)
+            traceback.print_exception(error)
+        selector.problem(MethodError(f"{selector.method.name}.{what} failed: {type(error).__name__}: {error}. {then}"))
         self.metrics.set(degraded=1.0)
 
     def _count(self, groups: Groups) -> None:
