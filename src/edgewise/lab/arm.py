@@ -1,8 +1,8 @@
 """One arm of the laboratory: one method, one seed, one real GRPO run through the TRL host, in a process of its own.
 
-`python -m edgewise.lab.arm SPEC.json` trains until its budget of generated responses is spent, and writes to the arm's folder:
-`steps.jsonl` (a line an optimizer step), `evals.jsonl` (a line an evaluation), `result.json` at the end, and checkpoints in
-between. A signal saves and stops; the same command resumes at the saved step, exactly.
+`python -m edgewise.lab.arm SPEC.json` trains until its budget of generated responses is spent, and leaves in the spec's folder
+what `edgewise.lab.record` describes. SIGINT or SIGTERM saves and stops; the same command resumes at the saved step, exactly.
+With `--leash` the end of its standard input does so too: whoever holds the other end is gone, however it died.
 
 Seconds are those of the arm itself (evaluation left out), on the wall and of the processor; with one thread an arm the latter
 hardly depends on what else the machine is doing.
@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,16 +35,22 @@ from trl import GRPOConfig, GRPOTrainer
 from edgewise.hosts.trl import attach
 from edgewise.lab.exact import pass_probability
 from edgewise.lab.policy import load_policy
-from edgewise.lab.record import PARTS, ArmSpec, append_line, read_lines, write_lines
+from edgewise.lab.record import PARTS, STOPPED, ArmSpec, append_line, last_checkpoint, read_lines, rewind
 from edgewise.lab.task import ArithmeticTask, Task
 from edgewise.metrics import rank_correlation
 from edgewise.scores import prob_mixed
 from edgewise.signals.entropy import PromptEntropy
 from edgewise.types import Floats, Ints
 
+SAVE_EVERY_S = 120.0
+"""Longest time between checkpoints: what a kill can cost."""
 
-def run_arm(spec: ArmSpec, folder: Path) -> int:
-    """Train the arm in `folder`, resuming whatever stands there. Returns 0 when done, 75 when stopped by a signal."""
+
+def run_arm(spec: ArmSpec, folder: Path, leash: int | None = None) -> int:
+    """Train the arm in `folder`, resuming whatever stands there. Returns 0 when done, `STOPPED` when told to stop.
+
+    leash: a file descriptor; the arm stops when it reaches its end.
+    """
     torch.set_num_threads(spec.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
     bed = _Bed(spec)
@@ -55,8 +63,7 @@ def run_arm(spec: ArmSpec, folder: Path) -> int:
         report_to=[],
         disable_tqdm=True,
         logging_strategy="no",
-        save_strategy="steps",
-        save_steps=50 * spec.updates,
+        save_strategy="no",  # `_Watch` says when
         save_total_limit=1,
         per_device_train_batch_size=spec.batch_size * spec.group_size // spec.updates,
         steps_per_generation=spec.updates,
@@ -81,14 +88,21 @@ def run_arm(spec: ArmSpec, folder: Path) -> int:
         signals={"pass_rate": bed.pass_rates(lambda: trainer.state.global_step)} if bed.exact else None,
         generate_rows=4096 if not spec.policy else None,
     )
-    watch = _Watch(spec, folder, bed, trainer, selector)
+    watch = _Watch(spec, folder, bed, selector)
     trainer.add_callback(watch)
-    checkpoints = sorted((folder / "checkpoints").glob("checkpoint-*"), key=lambda p: int(p.name.partition("-")[2]))
-    whole = [c for c in checkpoints if (c / "trainer_state.json").is_file()]
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, watch.ask_to_stop)
-    trainer.train(resume_from_checkpoint=str(whole[-1]) if whole else None)
+    if leash is not None:
+        threading.Thread(target=_hold_leash, args=(leash, watch.ask_to_stop), daemon=True).start()
+    checkpoint, _ = last_checkpoint(folder)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     return watch.finish()
+
+
+def _hold_leash(leash: int, ask_to_stop: Callable[[], None]) -> None:
+    while os.read(leash, 4096):
+        pass
+    ask_to_stop()
 
 
 def _task(spec: ArmSpec) -> Task:
@@ -114,7 +128,8 @@ class _Bed:
             self.model, self.tokenizer = load_policy(spec.policy or None)
         self.chat = bool(getattr(self.tokenizer, "chat_template", None))
         self.exact = self.task.exact and not self.chat
-        self.max_completion_tokens = self.task.max_completion_tokens
+        self.max_completion_tokens = spec.max_tokens or self.task.max_completion_tokens
+        self.group_size = spec.group_size
         rows: list[dict[str, Any]] = [dict(row) for row in self.task.train]
         if self.chat:
             rows = [row | {"prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
@@ -177,7 +192,7 @@ class _Bed:
         """On the whole training pool: mean exact pass rate, and Spearman of V with pass rate and with P(mixed)."""
         rows = self.task.train
         p = self._exact(rows)
-        mixed = prob_mixed(p, 8)
+        mixed = prob_mixed(p, self.group_size)
         v = PromptEntropy(self.model)([self.tokenizer(row["prompt"])["input_ids"] for row in rows])
         kinds = np.array([row["kind"] for row in rows])
         within = [rank_correlation(v[kinds == k], mixed[kinds == k]) for k in np.unique(kinds)]
@@ -194,26 +209,26 @@ class _Bed:
 class _Watch(TrainerCallback):
     """Writes the lines, evaluates when due, and stops the arm."""
 
-    def __init__(self, spec: ArmSpec, folder: Path, bed: _Bed, trainer: Any, selector: Any) -> None:
-        self.spec, self.folder, self.bed, self.trainer, self.selector = spec, folder, bed, trainer, selector
+    def __init__(self, spec: ArmSpec, folder: Path, bed: _Bed, selector: Any) -> None:
+        self.spec, self.folder, self.bed, self.selector = spec, folder, bed, selector
         self.spent = dict.fromkeys((*PARTS, "wall_s", "cpu_s"), 0.0)
         self.asked_to_stop = False
-        self.stopped = False
+        self.done = False
+        self.held_out = 0.0
         self.next_eval = 0
         self.begun = (0.0, 0.0)
+        self.saved_at = time.monotonic()
 
     def ask_to_stop(self, *_: Any) -> None:
         self.asked_to_stop = True
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        batches = state.global_step // self.spec.updates
-        done = [line for line in read_lines(self.folder / "steps.jsonl") if line["step"] <= batches]
-        evals = [line for line in read_lines(self.folder / "evals.jsonl") if line["step"] <= batches]
-        write_lines(self.folder / "steps.jsonl", done)
-        write_lines(self.folder / "evals.jsonl", evals)
-        if done:
-            self.spent = {name: done[-1]["spent"][name] for name in self.spent}
+        steps = rewind(self.folder, state.global_step // self.spec.updates)
+        evals = read_lines(self.folder / "evals.jsonl")
+        if steps:
+            self.spent = {name: steps[-1]["spent"][name] for name in self.spent}
         if evals:
+            self.held_out = evals[-1]["held_out"]
             self.next_eval = self._after(evals[-1]["responses"])
         else:
             self.evaluate(0, 0)
@@ -233,23 +248,24 @@ class _Watch(TrainerCallback):
         for name, value in (*parts.items(), ("wall_s", wall), ("cpu_s", cpu)):
             self.spent[name] += value
         total = int(metrics["rollouts_total"])
-        line = {"step": batch, "responses": total, "spent": self.spent, "metrics": metrics}
+        self.done = total >= self.spec.responses or bool(self.spec.steps and batch >= self.spec.steps)
+        if total >= self.next_eval or self.done:
+            self.evaluate(batch, total, whole=self.done)
+        line = {"step": batch, "responses": total, "held_out": self.held_out, "spent": self.spent, "metrics": metrics}
         append_line(self.folder / "steps.jsonl", line)
-        last = total >= self.spec.responses or bool(self.spec.steps and batch >= self.spec.steps)
-        if total >= self.next_eval or last:
-            self.evaluate(batch, total, whole=last)
-        if last:
-            control.should_training_stop = True
-            self.stopped = True
-        elif self.asked_to_stop:
-            control.should_save = True
-            control.should_training_stop = True
+        overdue = time.monotonic() - self.saved_at > SAVE_EVERY_S
+        control.should_training_stop |= self.done or self.asked_to_stop
+        control.should_save |= not self.done and (self.asked_to_stop or overdue)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        self.saved_at = time.monotonic()
 
     def evaluate(self, step: int, total: int, whole: bool = False) -> None:
-        line: dict[str, Any] = {"step": step, "responses": total, "held_out": self.bed.held_out()}
-        line |= {name: self.spent[name] for name in ("wall_s", "cpu_s")} | {
-            "tokens": self.selector.metrics.get("tokens_total", 0.0)
-        }
+        """Add a line to `evals.jsonl`; every fifth also says what holds on the whole training pool."""
+        self.held_out = self.bed.held_out()
+        line: dict[str, Any] = {"step": step, "responses": total, "held_out": self.held_out}
+        line |= {name: self.spent[name] for name in ("wall_s", "cpu_s")}
+        line["tokens"] = self.selector.metrics.get("tokens_total", 0.0)
         number = self.next_eval // self.spec.eval_responses
         if self.bed.exact and (whole or number % 5 == 0):
             line |= self.bed.premise()
@@ -260,26 +276,23 @@ class _Watch(TrainerCallback):
         return (responses // self.spec.eval_responses + 1) * self.spec.eval_responses
 
     def finish(self) -> int:
-        if not self.stopped:
-            return 75  # EX_TEMPFAIL: stopped by a signal, the same command resumes
-        lines = read_lines(self.folder / "steps.jsonl")
-        result = {
-            "spec": asdict(self.spec),
-            "steps": lines[-1]["step"],
-            "responses": lines[-1]["responses"],
-            "spent": self.spent,
-        }
-        temporary = self.folder / "result.json.tmp"
+        """Write the result of an arm that is done, which needs its checkpoints no more. Returns the exit code."""
+        if not self.done:
+            return STOPPED
+        last = read_lines(self.folder / "steps.jsonl")[-1]
+        result = {"spec": asdict(self.spec), "steps": last["step"], "responses": last["responses"], "spent": self.spent}
+        temporary = self.folder / "result.tmp"
         temporary.write_text(json.dumps(result))
         os.replace(temporary, self.folder / "result.json")
+        shutil.rmtree(self.folder / "checkpoints", ignore_errors=True)
         return 0
 
 
-def main(spec_file: str) -> int:
-    """Run the arm that `spec_file` describes, in the folder where it stands."""
-    path = Path(spec_file)
-    return run_arm(ArmSpec(**json.loads(path.read_text())), path.parent)
+def main(words: Sequence[str]) -> int:
+    """`SPEC.json [--leash]`: run the arm that the file describes, in the folder where it stands."""
+    path = Path(words[0])
+    return run_arm(ArmSpec(**json.loads(path.read_text())), path.parent, leash=0 if "--leash" in words else None)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(main(sys.argv[1:]))

