@@ -183,13 +183,28 @@ def test_the_table_by_hand():
         arm("oracle", [(0, 0.2), (50, 0.4)], seed=1),
     )
     lines = found.table().splitlines()
-    assert lines[0].split()[-4:] == ["responses", "fewer", "of", "oracle's"]
+    assert lines[0].split()[-6:] == ["responses", "fewer", "after", "dapo's", "of", "oracle's"]
     assert lines[3].split() == [
         "hive", "1", "75", "300", "0.2s", "0.2s", "0.3s", "0.2s", "40%", "0.400", "0.400", "2.83x", "[2.00,", "4.00]", "2.83x",
-        "[2.00,", "4.00]", "86%",
+        "[2.00,", "4.00]", "0.400", "at", "75", "86%",
     ]  # fmt: skip
-    assert lines[4].split()[-5:] == ["4.00x", "[4.00,", "4.00]", "–", "100%"]
+    assert lines[4].split()[-8:] == ["4.00x", "[4.00,", "4.00]", "–", "0.400", "at", "50", "100%"]
     assert "oracle" not in comparison(arm("dapo", [(0, 0.2), (200, 0.4)])).table()
+
+
+def test_accuracy_and_responses_after_as_many_batches_as_the_reference_made():
+    """dapo made 2 batches. hive was looked at after batch 1 (.3, 40 responses) and 3 (.5, 100): at 2 that is .4 and 70."""
+    dapo = arm("dapo", [(0, 0.2), (100, 0.3), (200, 0.4)])
+    hive = arm("hive", [(0, 0.2), (40, 0.3), (100, 0.5)])
+    hive.evals[2]["step"] = 3
+    hive.steps[1]["step"] = 3
+    short = arm("slow", [(0, 0.2), (150, 0.3)])
+    found = comparison(dapo, hive, short)
+    assert hive.at_batch(2) == (pytest.approx(0.4), pytest.approx(70))
+    assert found.at_reference_end("hive") == {"held_out": pytest.approx(0.4), "responses": pytest.approx(70)}
+    assert found.at_reference_end("dapo") == {"held_out": 0.4, "responses": 200}
+    assert found.at_reference_end("slow") is None
+    assert found.summary()[2]["at_reference_end"] is None
 
 
 def test_the_premise_is_the_mean_over_all_evaluations_that_looked():

@@ -70,6 +70,14 @@ class Arm:
             before = line
         return None
 
+    def at_batch(self, batch: int) -> tuple[float, float] | None:
+        """(held-out accuracy, generated responses) after `batch` training batches; None if it made fewer."""
+        if not self.steps or self.steps[-1]["step"] < batch:
+            return None
+        held_out = np.interp(batch, [line["step"] for line in self.evals], [line["held_out"] for line in self.evals])
+        responses = np.interp(batch, [line["step"] for line in self.steps], [line["responses"] for line in self.steps])
+        return float(held_out), float(responses)
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -113,6 +121,18 @@ class Comparison:
             return None, never
         return paired_ratio(over, under), never
 
+    def at_reference_end(self, label: str) -> dict[str, float] | None:
+        """Mean accuracy and responses of a method after as many training batches as the reference made: how papers count.
+
+        None if the reference did not run, or a seed made fewer batches.
+        """
+        bars = {arm.seed: arm.steps[-1]["step"] for arm in self.arms.get(self.reference, []) if arm.steps}
+        found = [arm.at_batch(bars[arm.seed]) for arm in self.arms[label] if arm.seed in bars]
+        points = [point for point in found if point is not None]
+        if not points or len(points) < len(found):
+            return None
+        return {"held_out": _mean(held for held, _ in points), "responses": _mean(n for _, n in points)}
+
     def share_of_oracle(self, label: str) -> float | None:
         """The part of the oracle's saving of responses that a method reaches: (1 - 1/s) / (1 - 1/s_oracle)."""
         if "oracle" not in self.arms:
@@ -148,6 +168,7 @@ class Comparison:
                     "fewer_responses": _plain(responses),
                     "fewer_seconds": _plain(seconds) if label != "oracle" else None,
                     "never_reached": never,
+                    "at_reference_end": self.at_reference_end(label),
                     "share_of_oracle": self.share_of_oracle(label),
                 }
             )
@@ -194,12 +215,13 @@ class Comparison:
         header = [
             "method", "steps", "responses\ngenerated", "tokens", "select", "verify", "rollout", "train", "mixed\ngroups",
             "held-out\nfinal", "best", f"fewer responses\nto {self.reference}'s final", "fewer\nseconds",
+            f"after {self.reference}'s\nlast batch",
         ]  # fmt: skip
         if "oracle" in self.arms:
             header.append("of oracle's\nsaving")
         rows = []
         for row in self.summary():
-            spent = row["seconds"]
+            spent, there = row["seconds"], row["at_reference_end"]
             rows.append(
                 [
                     row["method"],
@@ -215,6 +237,7 @@ class Comparison:
                     f"{row['best']:.3f}",
                     _ratio(row["fewer_responses"], row["never_reached"]),
                     _ratio(row["fewer_seconds"], row["never_reached"]),
+                    "–" if there is None else f"{there['held_out']:.3f} at {there['responses']:,.0f}",
                     "–" if row["share_of_oracle"] is None else f"{100 * row['share_of_oracle']:.0f}%",
                 ][: len(header)]
             )

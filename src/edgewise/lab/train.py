@@ -310,6 +310,13 @@ def _legend(found: Comparison, spec: ArmSpec) -> list[str]:
             + (f". Paired over {seeds} seeds, 95% bootstrap interval" if seeds > 1 else ". One seed: no interval"),
         ),
     ]
+    lines.append(
+        (
+            "after",
+            f"held-out accuracy and responses spent after as many training batches as {reference} made: how papers count. It asks "
+            "how many responses a batch costs; 'fewer' asks what an accuracy costs",
+        )
+    )
     rows = found.summary()
     if any(row["never_reached"] for row in rows):
         lines.append(("<", "it was not reached within the budget (by some seed), which then counts whole: the truth is lower"))
