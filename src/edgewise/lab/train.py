@@ -313,8 +313,8 @@ def _legend(found: Comparison, spec: ArmSpec) -> list[str]:
     lines.append(
         (
             "after",
-            f"held-out accuracy and responses spent after as many training batches as {reference} made: how papers count. It asks "
-            "how many responses a batch costs; 'fewer' asks what an accuracy costs",
+            f"held-out accuracy and responses spent after as many training batches as {reference} made: how papers count. It "
+            "asks what a batch costs; 'fewer' asks what an accuracy costs",
         )
     )
     rows = found.summary()
