@@ -203,8 +203,8 @@ class Quiet(SelectorMachine):
 
 TestSelectorAgainstAModel = Quiet.TestCase
 TestSelectorAgainstAModel.settings = settings(
-    max_examples=60,
-    stateful_step_count=40,
+    max_examples=150,
+    stateful_step_count=30,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

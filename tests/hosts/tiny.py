@@ -58,22 +58,45 @@ def pays(completions: list[str], kind: list[int], completion_ids: list[list[int]
 
 
 def config(out: Path, **given: Any) -> GRPOConfig:
-    given = {
-        "per_device_train_batch_size": 8, "num_generations": G, "max_completion_length": 5, "max_steps": 4, "learning_rate": 1e-2,
-        "logging_steps": 1, "save_strategy": "no", "seed": 5,
-    } | given  # fmt: skip
-    return GRPOConfig(
-        output_dir=str(out), use_cpu=True, bf16=False, gradient_checkpointing=False, report_to=[], disable_tqdm=True,
-        temperature=1.0, **given,
-    )  # fmt: skip
+    plain = {
+        "per_device_train_batch_size": 8,
+        "num_generations": G,
+        "max_completion_length": 5,
+        "max_steps": 4,
+        "learning_rate": 1e-2,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "seed": 5,
+        "use_cpu": True,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "report_to": [],
+        "disable_tqdm": True,
+        "temperature": 1.0,
+    }
+    return GRPOConfig(output_dir=str(out), **(plain | given))
 
 
-def trainer(out: Path, *, rewards: Any = pays, data: Dataset | None = None, net: Any = None, cls: Any = GRPOTrainer, peft: Any = None,
-            eval_data: Dataset | None = None,
-            **given: Any) -> Any:  # fmt: skip
+def trainer(
+    out: Path,
+    *,
+    rewards: Any = pays,
+    data: Dataset | None = None,
+    net: Any = None,
+    cls: Any = GRPOTrainer,
+    peft: Any = None,
+    eval_data: Dataset | None = None,
+    words: Any = None,
+    **given: Any,
+) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return cls(
-            model=net if net is not None else model(), reward_funcs=rewards, args=config(out, **given),
-            train_dataset=dataset() if data is None else data, processing_class=tokenizer(), peft_config=peft, eval_dataset=eval_data,
-        )  # fmt: skip
+            model=net if net is not None else model(),
+            reward_funcs=rewards,
+            args=config(out, **given),
+            train_dataset=dataset() if data is None else data,
+            processing_class=tokenizer() if words is None else words,
+            peft_config=peft,
+            eval_dataset=eval_data,
+        )

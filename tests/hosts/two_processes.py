@@ -1,4 +1,4 @@
-"""Run by test_trl.py in two processes (gloo): train a few steps, write what this process saw as JSON."""
+"""Run by test_trl_two.py in two processes (gloo). What this process saw is written as JSON; some phases are meant to end it."""
 
 from __future__ import annotations
 
@@ -14,21 +14,28 @@ from edgewise.hosts.trl import attach
 from tests.hosts import tiny
 
 
-def main(out: str, method: str, steps: str, resume: str) -> None:
+def run(folder: Path, name: str, *, resume: str | None = None, method: str = "hive", broken: Any = None, **given: Any) -> None:
+    """Train; leave `name`-rank.json. 6 rows a process, groups of 4: one group in three is split across both processes."""
     seen: list[Any] = []
 
     def rewards(prompts: Any, completions: Any, kind: Any, completion_ids: Any, **_: Any) -> list[float]:
         seen.append([list(prompts), [list(ids) for ids in completion_ids]])
         return tiny.pays(completions, kind, completion_ids)
 
-    folder = Path(out)
-    # 6 rows a process, groups of 4: one group is split across both processes
+    attaching = {key: given.pop(key) for key in ("parameters", "on_problem") if key in given}
     trainer = tiny.trainer(
-        folder / "run", rewards=rewards, max_steps=int(steps), per_device_train_batch_size=6, save_strategy="steps", save_steps=1,
+        folder / "run",
+        rewards=given.pop("rewards", rewards),
+        per_device_train_batch_size=6,
+        save_strategy="steps",
+        save_steps=1,
         ddp_backend="gloo",
-    )  # fmt: skip
-    selector = attach(trainer, method)
+        **given,
+    )
+    selector = attach(trainer, method, **attaching)
     rank = trainer.accelerator.process_index
+    if broken is not None:
+        broken(trainer, rank)
     batches: list[Any] = []
     whole = type(trainer)._generate_and_score_completions
 
@@ -38,7 +45,7 @@ def main(out: str, method: str, steps: str, resume: str) -> None:
         return batch
 
     type(trainer)._generate_and_score_completions = spy
-    trainer.train(resume_from_checkpoint=resume or None)
+    trainer.train(resume_from_checkpoint=resume)
     weights = torch.cat([p.detach().flatten() for p in trainer.accelerator.unwrap_model(trainer.model).parameters()])
     result = {
         "seen": seen,
@@ -46,8 +53,57 @@ def main(out: str, method: str, steps: str, resume: str) -> None:
         "weights": hashlib.sha256(weights.numpy().tobytes()).hexdigest(),
         "logs": [{k: v for k, v in line.items() if k.startswith("edgewise/")} for line in trainer.state.log_history],
         "steps": selector.step_number,
+        "metrics": selector.metrics,
+        "learned": int(sum(int(a.sum()) for k, a in selector.method.state().prompts.items() if k == "visits")),
     }
-    (folder / f"rank{rank}{'-resumed' if resume else ''}.json").write_text(json.dumps(result))
+    (folder / f"{name}-{rank}.json").write_text(json.dumps(result))
+
+
+def cannot_score(trainer: Any, rank: int) -> None:
+    """Prompt entropy fails on the second process only."""
+    if rank == 1:
+        trainer._edgewise._prompt_entropy = lambda: (_ for _ in ()).throw(MemoryError("no room on rank 1"))
+
+
+def failing_on(rank: int) -> Any:
+    """A reward function that fails on one process, in its second round."""
+    calls = [0]
+
+    def rewards(completions: Any, kind: Any, completion_ids: Any, trainer_state: Any, **_: Any) -> list[float]:
+        calls[0] += 1
+        if calls[0] == 2 and torch.distributed.get_rank() == rank:
+            raise ConnectionError(f"verifier is down on rank {rank}")
+        return tiny.pays(completions, kind, completion_ids)
+
+    return rewards
+
+
+def nothing(completions: Any, **_: Any) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def main(out: str, phase: str) -> None:
+    folder = Path(out)
+    if phase == "all":
+        run(folder, "whole", max_steps=4)
+        run(folder, "resumed", max_steps=4, resume=str(folder / "run" / "checkpoint-2"))
+        run(
+            folder / "more",
+            "more",
+            max_steps=2,
+            resume=str(folder / "one" / "checkpoint-1"),
+            method="dapo",
+            steps_per_generation=2,
+        )
+        run(folder / "unscored", "unscored", max_steps=2, broken=cannot_score)
+        print("ABORTING", flush=True)
+        run(
+            folder / "short", "short", max_steps=2, method="dapo", rewards=nothing,
+            parameters={"on_short": "error", "max_rounds": 2}, on_problem="strict",
+        )  # fmt: skip
+    else:
+        print("ABORTING", flush=True)
+        run(folder, "never", max_steps=4, method="dapo", rewards=failing_on(int(phase)))
 
 
 if __name__ == "__main__":

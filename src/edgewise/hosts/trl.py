@@ -30,6 +30,7 @@ import trl
 from datasets import IterableDataset
 
 from edgewise.errors import ConfigError, DegradedWarning, HostError
+from edgewise.hosts import trl_checkpoint
 from edgewise.hosts.trl_rounds import Rounds
 from edgewise.method import Method
 from edgewise.pool import PromptPool
@@ -44,6 +45,7 @@ _SEAM: dict[str, tuple[str, ...]] = {
     "_generate": ("prompts",),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
     "_tokenize_prompts": ("prompts",),
+    "_remove_unused_columns": ("dataset", "description"),
     "_prepare_inputs": ("generation_batch",),
     "_save_checkpoint": ("model", "trial"),
     "_load_optimizer_and_scheduler": ("checkpoint",),
@@ -52,14 +54,21 @@ _SEAM: dict[str, tuple[str, ...]] = {
 }
 _ATTRIBUTES = (
     "accelerator",
+    "model",
     "num_generations",
     "num_iterations",
     "reward_weights",
     "reward_func_names",
     "train_dataset",
     "state",
+    "eos_token_ids",
+    "_tokenizer",
+    "_step",
+    "_buffered_inputs",
+    "_pending_extra_logs",
+    "_pending_metrics",
 )
-_PRIVATE = ("_step", "_buffered_inputs", "_pending_extra_logs")
+_ARGUMENTS = ("generation_batch_size", "steps_per_generation", "per_device_train_batch_size", "seed")
 
 
 def attach(
@@ -94,12 +103,21 @@ def attach(
         generate_rows: rollouts a process generates in one call, at most. Default: TRL's own local generation batch, so memory
             stays what the user sized; with vLLM the whole round.
 
-    Returns the selector. Raises HostError (seam moved, feature not carried, signal not served), ConfigError, PoolError.
+    Returns the selector; on processes other than the main one it stands idle. Raises HostError (seam moved, feature not
+    carried, signal not served), ConfigError, PoolError, and SignalError for a model whose prompts cannot be scored.
+
+    A step that ends short is filled up with groups that were dropped; their advantages are 0. With `scale_rewards="batch"`
+    their rewards are still part of the batch's standard deviation. A checkpoint whose selector state cannot be written (a
+    full disk) does not stop the training unless `on_problem="strict"`; resuming from it is refused.
     """
     _check_seam(trainer)
     if isinstance(trainer, _SelectingMixin):
         raise HostError("attach(trainer): edgewise is attached to this trainer already; attach once.")
     _refuse_what_is_not_carried(trainer)
+    if generate_rows is not None and (
+        isinstance(generate_rows, bool) or not isinstance(generate_rows, int) or generate_rows < 1
+    ):
+        raise ConfigError(f"attach(generate_rows=...) must be a whole number >= 1 or None, got {generate_rows!r}.")
     groups, rest = divmod(trainer.args.generation_batch_size, trainer.num_generations)
     if rest:
         raise HostError(
@@ -143,7 +161,7 @@ def attach(
             correct_at=correct_at,
         )
     host = Rounds(trainer, selector, outcome, correct_at, dict(signals or {}), resume, generate_rows)
-    selector.check_signals(host.served)
+    host.check_signals()
     cls = type(trainer)
     trainer.__class__ = type(f"Selecting{cls.__name__}", (_SelectingMixin, cls), {})
     trainer._edgewise = host
@@ -152,6 +170,18 @@ def attach(
 
 def _check_seam(trainer: Any) -> None:
     """Every name this host leans on, checked before anything runs."""
+    problems = _missing(trainer)
+    if problems:
+        raise HostError(
+            f"edgewise.hosts.trl is tested with TRL {TESTED}; this is TRL {trl.__version__} with {type(trainer).__name__}, "
+            "which has "
+            + "; ".join(problems)
+            + ". Install a tested TRL, or drive the Selector yourself: `step.requests` before rollouts, `step.report` after."
+        )
+
+
+def _missing(trainer: Any) -> list[str]:
+    """What the trainer lacks, in words."""
     problems = []
     for name, arguments in _SEAM.items():
         function = getattr(type(trainer), name, None)
@@ -161,16 +191,9 @@ def _check_seam(trainer: Any) -> None:
         found = tuple(inspect.signature(function).parameters)[1 : 1 + len(arguments)]
         if found != arguments:
             problems.append(f"`{name}{arguments}` now takes {found}")
-    problems += [f"no attribute `{name}`" for name in (*_ATTRIBUTES, *_PRIVATE) if not hasattr(trainer, name)]
+    problems += [f"no attribute `{name}`" for name in _ATTRIBUTES if not hasattr(trainer, name)]
     args = getattr(trainer, "args", None)
-    problems += [f"no `args.{name}`" for name in ("generation_batch_size", "steps_per_generation") if not hasattr(args, name)]
-    if problems:
-        raise HostError(
-            f"edgewise.hosts.trl is tested with TRL {TESTED}; this is TRL {trl.__version__} with {type(trainer).__name__}, "
-            "which has "
-            + "; ".join(problems)
-            + ". Install a tested TRL, or drive the Selector yourself: `step.requests` before rollouts, `step.report` after."
-        )
+    return problems + [f"no `args.{name}`" for name in _ARGUMENTS if not hasattr(args, name)]
 
 
 def _refuse_what_is_not_carried(trainer: Any) -> None:
@@ -222,10 +245,12 @@ class _SelectingMixin:
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before the weights: a checkpoint that TRL finished is then never without its selector state.
-        self._edgewise.save(Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}")  # type: ignore[attr-defined]
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
+        trl_checkpoint.save(self, self._edgewise.selector, folder)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is not None:
-            self._edgewise.restore(Path(checkpoint))
+            host = self._edgewise
+            trl_checkpoint.restore(self, host.selector, Path(checkpoint), host.resume)

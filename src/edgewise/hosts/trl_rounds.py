@@ -7,66 +7,26 @@ from whichever process made them, and the trainer builds its batch from them (`R
 
 from __future__ import annotations
 
-import os
+import copy
 import time
-import warnings
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors.torch import load_file, save_file
 
-from edgewise.errors import DegradedWarning, HostError, ShortfallError, StateError
+from edgewise.errors import HostError, ShortfallError, SignalError
+from edgewise.hosts.trl_replay import Replay, Rollouts, joined
 from edgewise.selector import Selector
 from edgewise.signals.entropy import PromptEntropy, response_entropy
 from edgewise.step import Step
 from edgewise.types import PROMPT_ENTROPY, ROLLOUT_ENTROPY, Floats, Groups, Ints, Outcome, Signal, Ticket
 
-_FOLDER = "edgewise"
-_GENERATE_FIELDS = 8
 _LEVELS = frozenset(
     {"step", "rollouts_total", "tokens_total", "degraded_total", "dup_outcomes", "epoch", "in_flight", "p_easy", "p_hard"}
 )
 """Metrics that are logged as they stand; all others are averaged over the steps since the last log line."""
-
-
-class _Rollouts:
-    """What this process generated in one round: one entry a rollout, in row order."""
-
-    def __init__(self, prompts: list[Any], generated: tuple[Any, ...], extra_logs: dict[str, list[Any]]) -> None:
-        prompt_ids, completion_ids, tool_mask, completions, logprobs, _, _, _ = generated
-        self.columns: dict[str, list[Any] | None] = {
-            "prompt": prompts,
-            "prompt_ids": prompt_ids,
-            "completion_ids": completion_ids,
-            "tool_mask": tool_mask,
-            "completions": completions,
-            "logprobs": logprobs,
-        }
-        self.extra_logs = extra_logs
-
-    def at(self, index: int) -> dict[str, Any]:
-        """One rollout as a plain record that can travel to another process."""
-        record = {name: None if column is None else column[index] for name, column in self.columns.items()}
-        return record | {"extra_logs": {name: values[index] for name, values in self.extra_logs.items()}}
-
-
-class Replay:
-    """What `_generate` and `_calculate_rewards` answer while TRL builds the training batch."""
-
-    def __init__(self, records: list[dict[str, Any]], rewards: torch.Tensor) -> None:
-        self.records = records
-        self.rewards = rewards
-
-    def generated(self) -> tuple[Any, ...]:
-        def column(name: str) -> list[Any] | None:
-            return None if self.records[0][name] is None else [record[name] for record in self.records]
-
-        kept = ("prompt_ids", "completion_ids", "tool_mask", "completions", "logprobs")
-        return (*(column(name) for name in kept), {}, None, [])
 
 
 class Rounds:
@@ -89,9 +49,14 @@ class Rounds:
         self.resume = resume
         self.generate_rows = generate_rows
         self.replay: Replay | None = None
+        # what the trainer's own loader would have shown the reward functions
+        self._dataset = trainer._remove_unused_columns(trainer.train_dataset, description="training")
         self._user_signals = signals
         self._entropy: PromptEntropy | None = None
-        self._rounds: list[tuple[_Rollouts, torch.Tensor]] = []
+        self._scored_model: Any = None
+        self._in_order = False
+        self._version = self._versions_before = 0
+        self._rounds: list[tuple[Rollouts, torch.Tensor]] = []
         self._pending_logs: list[dict[str, float]] = []
 
     # -- signals -------------------------------------------------------------------------------------------------------
@@ -110,13 +75,31 @@ class Rounds:
     def _signals(self) -> dict[Signal, Callable[[Ints], Any]]:
         served: dict[Signal, Callable[[Ints], Any]] = dict(self._user_signals)
         if PROMPT_ENTROPY in self.served and PROMPT_ENTROPY not in served:
-            served[PROMPT_ENTROPY] = lambda rows: self._everywhere("entropy", rows)
+            served[PROMPT_ENTROPY] = self._score_everywhere
         return served
 
+    def check_signals(self) -> None:
+        """Refuse now what would fail in the first step: a signal that is not served, a model that cannot be scored."""
+        self.selector.check_signals(self.served)
+        asked = self.selector.method.needs & ({PROMPT_ENTROPY, ROLLOUT_ENTROPY} - set(self._user_signals))
+        if asked:
+            self._prompt_entropy()
+            self._tokenized([0])
+
     def _prompt_entropy(self) -> PromptEntropy:
-        if self._entropy is None:
-            self._entropy = PromptEntropy(self.trainer.accelerator.unwrap_model(self.trainer.model))
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        if self._entropy is None or self._scored_model is not model:
+            self._entropy, self._scored_model = PromptEntropy(model), model
         return self._entropy
+
+    def _tokenized(self, rows: Sequence[int]) -> list[list[int]]:
+        """The prompts' tokens, as the trainer renders them for rollouts."""
+        answer = self.trainer._tokenize_prompts([self._dataset[int(r)]["prompt"] for r in rows])
+        if not isinstance(answer, tuple) or len(answer) != 3 or len(answer[0]) != len(rows):
+            raise HostError(
+                "GRPOTrainer._tokenize_prompts no longer answers (prompt_ids, images, fields). Install a tested TRL."
+            )
+        return list(answer[0])
 
     # -- one generation step -------------------------------------------------------------------------------------------
 
@@ -127,13 +110,22 @@ class Rounds:
         """
         trainer, accelerator = self.trainer, self.trainer.accelerator
         started = time.perf_counter()
-        self._rounds = []
+        expected = self.selector.batch_size * trainer.num_generations
+        if local_rows * accelerator.num_processes != expected:
+            raise HostError(
+                f"The trainer asks for {local_rows} rollouts on each of {accelerator.num_processes} processes; the selector "
+                f"was made for {expected} in all (generation_batch_size). Something changed the batch size after `attach`."
+            )
+        self._rounds, self._in_order = [], False
         self._local_rows = local_rows
+        trainer._pending_extra_logs.clear()  # of a generation that failed half way
+        trainer._pending_metrics.clear()
         if accelerator.is_main_process:
             try:
                 final = self._lead()
             except BaseException as error:
-                self._send(("abort", f"{type(error).__name__}: {error}"))
+                if not self._in_order:  # the others are waiting for an order; in the middle of one they would not hear this
+                    self._send(("abort", f"{type(error).__name__}: {error}"))
                 raise
             self._send(("final", final))
         else:
@@ -151,13 +143,26 @@ class Rounds:
             elsewhere = sum(metrics.get(name, 0.0) for name in ("rollout_s", "reward_s", "signal_s"))
             metrics["select_s"] = max(0.0, time.perf_counter() - started - elsewhere)  # choosing and all bookkeeping
             self._pending_logs.append(dict(metrics))
-        return [{"prompt": record["prompt"]} for record in records], Replay(records, rewards), real
+        return self._examples([record["row"] for record in records]), Replay(records, rewards), real
+
+    def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """One row of the dataset a rollout, each its own: what a reward function writes into one is in no other."""
+        read = {row: self._dataset[row] for row in dict.fromkeys(rows)}
+        return [copy.deepcopy(dict(read[row])) for row in rows]
+
+    def _policy_version(self) -> int:
+        """Optimizer steps so far. The trainer counts anew with each `train()`; the weights go on, and so does this."""
+        step = self.trainer.state.global_step
+        if step + self._versions_before < self._version:
+            self._versions_before = self._version - step + 1
+        self._version = step + self._versions_before
+        return self._version
 
     def _lead(self) -> list[tuple[int, int, float]]:
         """The main process: drive the selector. Returns the training batch as (round, index in round, 1 kept / 0 filler)."""
         selector = self.selector
         place: dict[int, tuple[int, int]] = {}
-        with selector.step(policy_version=self.trainer.state.global_step) as step:
+        with selector.step(policy_version=self._policy_version()) as step:
             for number, tickets in enumerate(step.requests(self._signals())):
                 ragged = [t for t in tickets if t.rollouts != selector.group_size]
                 if ragged:
@@ -186,29 +191,34 @@ class Rounds:
 
     def _roll_out(self, step: Step, tickets: list[Ticket]) -> list[Outcome]:
         started = time.perf_counter()
-        rewards, entropies, lengths, reward_s = self._everywhere("roll", np.array([t.row for t in tickets]))
+        rewards, entropies, lengths, truncated, reward_s = self._everywhere("roll", np.array([t.row for t in tickets]))
         step.note(rollout_s=time.perf_counter() - started - reward_s, reward_s=reward_s)
         shape = (-1, self.selector.group_size)
-        weights = self.trainer.reward_weights.to(rewards)
-        total = (rewards * weights).nansum(dim=1)
-        total[rewards.isnan().all(dim=1)] = torch.nan  # unscorable: every function said None
-        total = total.view(shape).double().cpu().numpy()
+        total = self._total(rewards).view(shape).double().cpu().numpy()
         correct = None
         if self.outcome is not None:
             verdict = rewards[:, self.trainer.reward_func_names.index(self.outcome)].view(shape).double().cpu().numpy()
             correct = np.where(np.isnan(verdict), np.nan, verdict >= self.correct_at)
         tokens = lengths.view(shape).sum(dim=1).tolist()
+        cut = truncated.view(shape).tolist()
         mean_entropy = entropies.view(shape).mean(dim=1).tolist() if entropies is not None else [None] * len(tickets)
         return [
             Outcome(
                 ticket=ticket,
                 rewards=total[i],
                 correct=None if correct is None else correct[i],
+                statuses=["truncated" if t else "ok" for t in cut[i]] if any(cut[i]) else None,
                 rollout_entropy=mean_entropy[i],
                 response_tokens=int(tokens[i]),
             )
             for i, ticket in enumerate(tickets)
         ]
+
+    def _total(self, rewards: torch.Tensor) -> torch.Tensor:
+        """(n,) weighted sum over the reward functions, as TRL forms it; NaN where every one of them said None."""
+        total: torch.Tensor = (rewards * self.trainer.reward_weights.to(rewards)).nansum(dim=1)
+        total[rewards.isnan().all(dim=1)] = torch.nan
+        return total
 
     # -- all processes in step -----------------------------------------------------------------------------------------
 
@@ -230,7 +240,18 @@ class Rounds:
 
     def _everywhere(self, order: str, rows: Ints) -> Any:
         self._send((order, rows))
-        return self._do(order, rows)
+        self._in_order = True
+        answer = self._do(order, rows)
+        self._in_order = False
+        return answer
+
+    def _score_everywhere(self, rows: Ints) -> Floats:
+        """Prompt entropies; where a process could not score its share, an error here and nowhere else."""
+        values, errors = self._everywhere("entropy", rows)
+        if errors:
+            raise SignalError(f"signal({PROMPT_ENTROPY!r}) failed: {errors[0]}.")
+        scored: Floats = values
+        return scored
 
     def _do(self, order: str, rows: Ints) -> Any:
         return {"roll": self._do_roll, "entropy": self._do_entropy}[order](rows)
@@ -241,8 +262,11 @@ class Rounds:
         each = -(-n // processes)
         return each, each * processes - n
 
-    def _do_roll(self, rows: Ints) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, float]:
-        """Generate and score one round. Returns, for all its rollouts: rewards (n*G, functions), entropies, token counts."""
+    def _do_roll(self, rows: Ints) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, float]:
+        """Generate and score one round.
+
+        Returns, for all its rollouts: rewards (n*G, functions), entropies, token counts, cut off or not; and reward seconds.
+        """
         trainer, accelerator, group = self.trainer, self.trainer.accelerator, self.trainer.num_generations
         padded = list(rows)
         while len(padded) * group % accelerator.num_processes:  # whole extra groups, so that every process has the same number
@@ -251,41 +275,60 @@ class Rounds:
         flat = [int(r) for r in padded for _ in range(group)][
             accelerator.process_index * each : (accelerator.process_index + 1) * each
         ]
-        examples = {r: trainer.train_dataset[r] for r in set(flat)}
-        inputs = [dict(examples[r]) for r in flat]
+        inputs = self._examples(flat)
         prompts = [example["prompt"] for example in inputs]
 
         limit = self.generate_rows or (each if getattr(trainer, "use_vllm", False) else self._local_rows)
         parts = [trainer._generate(prompts[i : i + limit]) for i in range(0, each, limit)]
-        generated = _joined(parts)
+        generated = joined(parts)
         for name, values in generated[5].items():  # extra fields of a rollout_func belong to the reward functions
             for i, example in enumerate(inputs):
                 example[name] = values[i] if isinstance(values, list) else values
         started = time.perf_counter()
         rewards = trainer._calculate_rewards(inputs, prompts, generated[3], generated[1])
         reward_s = time.perf_counter() - started
-        extra = {name: list(values)[-each:] for name, values in trainer._pending_extra_logs.items()}
+        # TRL would read short columns of log_extra row by row, too
+        extra = {name: [*values, *[None] * each][:each] for name, values in trainer._pending_extra_logs.items()}
         trainer._pending_extra_logs.clear()
-        self._rounds.append((_Rollouts(prompts, generated, extra), rewards))
+        usable = rewards.clone()
+        usable[~self._total(rewards).isfinite()] = torch.nan  # what counts as missing here is unscored for TRL
+        self._rounds.append((Rollouts(flat, generated, extra), usable))
 
         real = len(rows) * group
-        lengths = torch.tensor([len(ids) for ids in generated[1]], device=accelerator.device)
+        counts = accelerator.gather(torch.tensor(self._counted(generated), device=accelerator.device))[:real]
         entropies = None
         if ROLLOUT_ENTROPY in self.selector.method.needs:
-            values = response_entropy(self._prompt_entropy().tokens, generated[0], generated[1])
+            with accelerator.autocast():
+                values = response_entropy(self._prompt_entropy().tokens, generated[0], generated[1])
             entropies = accelerator.gather(torch.as_tensor(values, device=accelerator.device, dtype=torch.float64))[:real]
-        return rewards[:real], entropies, accelerator.gather(lengths)[:real], reward_s
+        return rewards[:real], entropies, counts[:, 0], counts[:, 1], reward_s
 
-    def _do_entropy(self, rows: Ints) -> Floats:
-        """Prompt entropy of `rows`, each process scoring its share with the weights it holds."""
-        trainer, accelerator = self.trainer, self.trainer.accelerator
+    def _counted(self, generated: tuple[Any, ...]) -> list[tuple[int, bool]]:
+        """For each rollout of this process: tokens that the model generated, and whether it was cut off (as TRL says)."""
+        trainer = self.trainer
+        ends = {*trainer.eos_token_ids, trainer._tokenizer.pad_token_id}
+        masks = generated[2] or [None] * len(generated[1])
+        return [
+            (len(ids) if mask is None else int(sum(mask)), len(ids) > 0 and ids[-1] not in ends)
+            for ids, mask in zip(generated[1], masks, strict=True)
+        ]
+
+    def _do_entropy(self, rows: Ints) -> tuple[Floats, list[str]]:
+        """Prompt entropy of `rows`, each process scoring its share with the weights it holds; and what went wrong, anywhere."""
+        accelerator = self.trainer.accelerator
         each, padding = self._share(len(rows))
         padded = np.concatenate([rows, np.repeat(rows[-1:], padding)])
         mine = padded[accelerator.process_index * each : (accelerator.process_index + 1) * each]
-        prompt_ids, _, _ = trainer._tokenize_prompts([trainer.train_dataset[int(r)]["prompt"] for r in mine])
-        values = torch.as_tensor(self._prompt_entropy()(prompt_ids), device=accelerator.device, dtype=torch.float64)
-        gathered: Floats = accelerator.gather(values)[: len(rows)].cpu().numpy()
-        return gathered
+        values, errors = np.full(each, np.nan), []
+        try:
+            with accelerator.autocast():
+                values = self._prompt_entropy()(self._tokenized(mine.tolist()))
+        except Exception as error:  # the others are about to gather: tell them, do not leave them
+            errors = [f"{type(error).__name__}: {error}"]
+        gathered: Floats = (
+            accelerator.gather(torch.as_tensor(values, device=accelerator.device, dtype=torch.float64)).cpu().numpy()
+        )
+        return gathered[: len(rows)], gather_object(errors)
 
     def _fetch(self, wanted: list[tuple[int, int]]) -> list[dict[str, Any]]:
         """The records of the training batch, from whichever process generated them."""
@@ -293,15 +336,14 @@ class Rounds:
         held: dict[int, dict[str, Any]] = {}
         for at, (number, j) in enumerate(wanted):
             rollouts = self._rounds[number][0]
-            each = len(rollouts.columns["prompt"] or ())
-            process, index = divmod(j, each)
+            process, index = divmod(j, len(rollouts.rows))
             if process == accelerator.process_index:
                 held[at] = rollouts.at(index)
         if accelerator.num_processes > 1:
             held = {at: record for part in gather_object([held]) for at, record in part.items()}
         return [held[at] for at in range(len(wanted))]
 
-    # -- logging and checkpoints ---------------------------------------------------------------------------------------
+    # -- logging ---------------------------------------------------------------------------------------
 
     def take_logs(self) -> dict[str, float]:
         """`edgewise/...` values since the last call: totals and levels as they stand, everything else averaged over steps."""
@@ -314,64 +356,3 @@ class Rounds:
             series = [metrics[name] for metrics in pending if name in metrics]
             values[f"edgewise/{name}"] = series[-1] if name in _LEVELS else sum(series) / len(series)
         return values
-
-    def save(self, checkpoint: Path) -> None:
-        """Selector state and, in the middle of a generation cycle, the buffered batch that TRL itself would lose."""
-        trainer = self.trainer
-        folder = checkpoint / _FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        every = trainer.args.steps_per_generation * trainer.num_iterations
-        tensors: dict[str, torch.Tensor] = {"step": torch.tensor(trainer._step)}
-        if trainer._step % every and trainer._buffered_inputs is not None:
-            for i, part in enumerate(trainer._buffered_inputs):
-                tensors |= {
-                    f"{i}/{k}": v.detach().cpu().contiguous().clone() for k, v in part.items() if isinstance(v, torch.Tensor)
-                }
-        if trainer.accelerator.is_main_process:
-            self.selector.save(folder / "selector.safetensors")
-        target = folder / f"buffer-{trainer.accelerator.process_index}.safetensors"
-        save_file(tensors, f"{target}.tmp")
-        os.replace(f"{target}.tmp", target)
-
-    def restore(self, checkpoint: Path) -> None:
-        """Continue exactly from `checkpoint`: selector, position in the generation cycle, buffered batch."""
-        trainer = self.trainer
-        folder = checkpoint / _FOLDER
-        if not (folder / "selector.safetensors").is_file():
-            message = f"The checkpoint {checkpoint} has no selector state ({_FOLDER}/selector.safetensors)."
-            if self.resume != "fresh":
-                raise StateError(f"{message} Pass attach(trainer, ..., resume='fresh') to start from priors.")
-            warnings.warn(f"edgewise: {message} Starting from priors.", DegradedWarning, stacklevel=2)
-            return
-        if trainer.accelerator.is_main_process:
-            self.selector.restore(folder / "selector.safetensors")
-        target = folder / f"buffer-{trainer.accelerator.process_index}.safetensors"
-        if not target.is_file():  # another number of processes: TRL starts the cycle anew
-            return
-        tensors = {name: tensor.to(trainer.accelerator.device) for name, tensor in load_file(target).items()}
-        trainer._step = int(tensors.pop("step"))
-        if tensors:
-            parts: dict[int, dict[str, torch.Tensor]] = {}
-            for name, tensor in tensors.items():
-                number, _, key = name.partition("/")
-                parts.setdefault(int(number), {})[key] = tensor
-            trainer._buffered_inputs = [parts[i] for i in sorted(parts)]
-
-
-def _joined(parts: list[tuple[Any, ...]]) -> tuple[Any, ...]:
-    """Several answers of `_generate` as one."""
-    if any(len(part) != _GENERATE_FIELDS for part in parts):
-        raise HostError(
-            f"GRPOTrainer._generate answered {len(parts[0])} values; this host knows {_GENERATE_FIELDS}. Install a tested TRL."
-        )
-    if len(parts) == 1:
-        return parts[0]
-
-    def joined(column: int) -> list[Any] | None:
-        return None if parts[0][column] is None else [value for part in parts for value in part[column]]
-
-    extra = {
-        name: [v for part in parts for v in part[5][name]] if isinstance(value, list) else value
-        for name, value in parts[0][5].items()
-    }
-    return (*(joined(i) for i in range(5)), extra, None, [])
