@@ -41,7 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--baseline", default="dapo,uniform,oracle", metavar="A,B", help=f"methods beside it, or none {shown}")
     add("--reference", default="", metavar="M", help="whose final accuracy is the bar (default: the first baseline)")
     add("--pool", default="wasteful", choices=sorted(POOLS), help=f"difficulties of the arithmetic task {shown}")
-    add("--task", default="arithmetic", metavar="T", help=f"arithmetic, or a generator of reasoning-gym {shown}")
+    add(
+        "--task", default="arithmetic", metavar="T", help=f"arithmetic, a generator of reasoning-gym, or module:factory {shown}"
+    )
     add("--policy", default="", metavar="P", help="a model folder, or smollm2 (default: the shipped small policy)")
     add("--responses", type=int, default=40_000, help=f"budget of generated responses an arm {shown}")
     add("--steps", type=int, default=0, help="at most this many training batches (default: the budget decides)")
@@ -126,7 +128,7 @@ def _opening(args: argparse.Namespace, specs: Sequence[ArmSpec], labels: list[st
     policy = {"": "the shipped policy (0.15 M parameters)", "smollm2": "SmolLM2-135M"}.get(args.policy, args.policy)
     seeds = f" x {args.seeds} seeds" if args.seeds > 1 else ""
     steps = f", at most {args.steps} steps" if args.steps else ""
-    lines = "every step" if every == 1 else f"every {every}th step"
+    lines = "every step" if every == 1 else f"one step in {every}"
     return [
         f"edgewise train | real GRPO of {policy} on {task}, {args.prompts:,} prompts",
         f"{len(specs)} arm{'s' * (len(specs) > 1)}: {', '.join(labels)}{seeds}; {jobs} at a time, each with a budget of "
@@ -291,8 +293,9 @@ def _legend(found: Comparison, spec: ArmSpec) -> list[str]:
     exact = all(arm.exact for arm in arms)
     share = sum(arm.total("select_s") for arm in arms) / sum(arm.steps[-1]["spent"]["wall_s"] for arm in arms)
     reference, seeds = found.reference, max(len(group) for group in found.arms.values())
+    updates = "1 update" if spec.updates == 1 else f"{spec.updates} updates"
     lines = [
-        ("steps", f"training batches of {spec.batch_size} groups x {spec.group_size} responses, {spec.updates} updates each"),
+        ("steps", f"training batches of {spec.batch_size} groups x {spec.group_size} responses, {updates} each"),
         ("responses", "all that were generated, kept or thrown away; every arm has the same budget"),
         ("select", f"choosing prompts and all bookkeeping: {100 * share:.1f}% of the time of all steps here"),
         ("verify", "signals that a method asks for, such as prompt entropy for hive; no generation"),
@@ -332,6 +335,17 @@ def _legend(found: Comparison, spec: ArmSpec) -> list[str]:
                 f"-1 to 1): {premise.get('v_mixed_corr', 0.0):+.2f} with P(mixed)"
                 + (f", {within:+.2f} among prompts of one kind" if within is not None else "")
                 + f"; {premise.get('v_pass_corr', 0.0):+.2f} with the pass rate",
+            )
+        )
+    groups = found.premise_of_groups()
+    if groups:
+        lines.append(
+            (
+                "" if premise else "hive's premise",
+                "among the groups that hive rolled out, step by step: "
+                f"{groups.get('entropy_mixed_corr', 0.0):+.2f} with being mixed, "
+                f"{groups.get('entropy_pass_corr', 0.0):+.2f} with the pass rate"
+                + ("" if premise else " (rank correlation of prompt entropy; stage 2 assumes the first is positive)"),
             )
         )
     width = max(len(word) for word, _ in lines)
