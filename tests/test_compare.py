@@ -217,6 +217,15 @@ def test_the_premise_is_the_mean_over_all_evaluations_that_looked():
     }  # fmt: skip
 
 
+def test_the_premise_among_rolled_out_groups_is_the_mean_over_steps_that_could_tell():
+    one = arm("hive", [(0, 0.2), (100, 0.3), (200, 0.4)])
+    assert comparison(one).premise_of_groups() == {}
+    one.steps[0]["metrics"] |= {"entropy_mixed_corr": 0.5, "entropy_pass_corr": -0.2}
+    one.steps[1]["metrics"] |= {"entropy_mixed_corr": 0.1}
+    found = comparison(one).premise_of_groups()
+    assert found == {"entropy_mixed_corr": pytest.approx(0.3), "entropy_pass_corr": -0.2}
+
+
 def test_curves_are_plain_and_one_for_each_arm():
     found = comparison(arm("dapo", [(0, 0.2), (200, 0.4)]), arm("dapo", [(0, 0.2), (100, 0.3)], seed=1)).as_json()
     assert [(curve["method"], curve["seed"], len(curve["points"])) for curve in found["curves"]] == [

@@ -58,7 +58,7 @@ def run_arm(spec: ArmSpec, folder: Path, leash: int | None = None) -> int:
     args = GRPOConfig(
         output_dir=str(folder / "checkpoints"),
         use_cpu=not cuda,
-        bf16=cuda and bool(spec.policy),
+        bf16=bed.autocast,
         gradient_checkpointing=False,
         report_to=[],
         disable_tqdm=True,
@@ -123,9 +123,12 @@ class _Bed:
         if spec.policy == "smollm2":
             from edgewise.lab.smollm import load_smollm
 
-            self.model, self.tokenizer = load_smollm()
+            self.model, self.tokenizer = load_smollm(torch.float32)
         else:
             self.model, self.tokenizer = load_policy(spec.policy or None)
+            self.model = self.model.float()
+        # Weights stay float32, for in bf16 an optimizer's small steps are rounded away; bf16 arithmetic pays on large models.
+        self.autocast = spec.policy == "smollm2" or (bool(spec.policy) and torch.cuda.is_available())
         self.chat = bool(getattr(self.tokenizer, "chat_template", None))
         self.exact = self.task.exact and not self.chat
         self.max_completion_tokens = spec.max_tokens or self.task.max_completion_tokens

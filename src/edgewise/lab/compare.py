@@ -193,6 +193,12 @@ class Comparison:
         names = ("v_pass_corr", "v_mixed_corr", "v_mixed_corr_within_kind")
         return {name: float(np.mean([line[name] for line in lines if name in line])) for name in names} if lines else {}
 
+    def premise_of_groups(self) -> dict[str, float]:
+        """Rank correlations of prompt entropy with "was mixed" and with the pass rate in rolled-out groups: mean over steps."""
+        steps = [line["metrics"] for arms in self.arms.values() for arm in arms for line in arm.steps]
+        found = {name: [m[name] for m in steps if name in m] for name in ("entropy_mixed_corr", "entropy_pass_corr")}
+        return {name: _mean(values) for name, values in found.items() if values}
+
     def as_json(self) -> dict[str, Any]:
         """Everything a picture or a program needs."""
         axes = ("step", "responses", "held_out", "tokens", "wall_s", "cpu_s")
@@ -207,6 +213,7 @@ class Comparison:
             "exact": all(arm.exact for arms in self.arms.values() for arm in arms),
             "summary": self.summary(),
             "premise": self.premise(),
+            "premise_of_groups": self.premise_of_groups(),
             "curves": curves,
         }
 
