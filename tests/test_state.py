@@ -180,6 +180,22 @@ def test_a_method_whose_state_breaks_later_degrades_instead_of_stopping_the_run(
     assert len(list(tmp_path.glob("*.safetensors"))) == 1
 
 
+def test_a_header_too_large_to_be_read_back_is_never_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = selector(n=2000, directory=tmp_path)
+    s.commit()
+    s.take(1500)
+    s.save(tmp_path / "large")
+    again = selector(n=2000)
+    again.restore(tmp_path / "large")
+    assert again.in_flight == s.in_flight
+    monkeypatch.setattr(state, "_MOST_HEADER", 10_000)
+    with pytest.raises(StateError, match="could not be read back"):
+        s.save(tmp_path / "larger")
+    with pytest.warns(DegradedWarning, match="could not be read back"):
+        s.commit()
+    assert selector(n=2000, directory=tmp_path).step_number == 0
+
+
 # -- the directory -----------------------------------------------------------------------------------------------------
 
 

@@ -22,6 +22,8 @@ from edgewise.types import Array
 FORMAT = 1
 """Number of the file format written here. A reader refuses a larger one."""
 
+_MOST_HEADER = 40_000_000  # characters; safetensors reads headers up to 100 MB, and ours stands in one with its quotes escaped
+
 
 def _digest(header: str, arrays: dict[str, Array]) -> str:
     hasher = hashlib.sha256(header.encode())
@@ -54,6 +56,8 @@ def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str,
         text = json.dumps({"format": FORMAT, **header}, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise StateError(f"{target}: the header of the state is no JSON: {error}.") from error
+    if len(text) > _MOST_HEADER:
+        raise StateError(f"{target}: the header of the state has {len(text):,} characters and could not be read back.")
     data = to_bytes(plain, metadata={"edgewise": text, "sha256": _digest(text, plain)})
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
