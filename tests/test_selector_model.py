@@ -203,7 +203,7 @@ class Quiet(SelectorMachine):
 
 TestSelectorAgainstAModel = Quiet.TestCase
 TestSelectorAgainstAModel.settings = settings(
-    max_examples=110,
+    max_examples=150,
     stateful_step_count=30,
     deadline=None,
     derandomize=True,
