@@ -1,8 +1,8 @@
 """What selecting costs, and that it follows the batch and not the pool: `python benchmarks/scale.py`.
 
-One step of propose + judge + observe through the real `Selector` (B = 256 groups x 8, all rounds), after the pool has been warmed
-with outcomes of a simulated learner whose pass rates are spread over [0, 1]. Prompt entropy is served from an array, so its forward
-pass is not in these numbers. Bytes a prompt: arrays of method and selector, without the prompts themselves and their ids.
+One step of propose + judge + observe through the real `Selector` (B = 256 groups x 8, all rounds), with simulated outcomes of
+prompts whose pass rates are spread over [0, 1]. Prompt entropy is served from an array, so its forward pass is not in these
+numbers. Bytes a prompt: arrays of method and selector, without the prompts themselves and their ids.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def main() -> None:
         return
     for row in rows:
         print(
-            f"{row['method']:<8} {row['prompts']:>9,} prompts | whole step {row['step_ms_p50']:6.2f} ms (p95 {row['step_ms_p95']:6.2f}), "
-            f"of it propose {row['propose_ms_p50']:5.2f} ms | {row['groups_a_step']:4.0f} groups a step | "
+            f"{row['method']:<8} {row['prompts']:>9,} prompts | whole step {row['step_ms_p50']:6.2f} ms "
+            f"(p95 {row['step_ms_p95']:6.2f}), of it propose {row['propose_ms_p50']:5.2f} ms | {row['groups_a_step']:4.0f} groups a step | "
             f"{row['bytes_a_prompt']:.0f} bytes a prompt",
             flush=True,
         )
