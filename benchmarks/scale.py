@@ -70,8 +70,8 @@ def main() -> None:
     for row in rows:
         print(
             f"{row['method']:<8} {row['prompts']:>9,} prompts | whole step {row['step_ms_p50']:6.2f} ms "
-            f"(p95 {row['step_ms_p95']:6.2f}), of it propose {row['propose_ms_p50']:5.2f} ms | {row['groups_a_step']:4.0f} groups a step | "
-            f"{row['bytes_a_prompt']:.0f} bytes a prompt",
+            f"(p95 {row['step_ms_p95']:6.2f}), of it propose {row['propose_ms_p50']:5.2f} ms | "
+            f"{row['groups_a_step']:4.0f} groups a step | {row['bytes_a_prompt']:.0f} bytes a prompt",
             flush=True,
         )
 
