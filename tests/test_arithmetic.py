@@ -55,7 +55,7 @@ def test_shares_add_up_to_one() -> None:
 
 
 def test_a_prompt_is_as_tricky_as_its_worst_column() -> None:
-    """By hand, from TRICKY: 047 has the upper digits 7, 4, 0, last first: graded 2, 1, 0 in a sum and 1, 0, 3 in a difference."""
+    """By hand, from TRICKY: 047 has the upper digits 7, 4, 0, last first: 2, 1, 0 in a sum and 1, 0, 3 in a difference."""
     add, sub = KINDS["add3"], KINDS["sub3"]
     assert add.grades(np.array([47, 111])) == (2, 1, 0)
     assert sub.grades(np.array([47, 11])) == (1, 0, 3)
