@@ -128,7 +128,7 @@ def test_where_nothing_was_learned_there_is_no_ratio_but_a_note():
 
 
 def test_without_the_reference_there_is_no_ratio_but_a_note():
-    found = comparison(arm("hive", [(0, 0.2), (200, 0.4)]))
+    found = comparison(arm("hive", [(0, 0.2), (200, 0.4)]), arm("greso", [(0, 0.2), (200, 0.4)]))
     assert found.saving("hive", "responses") == (None, 0)
     assert found.targets() == {}
     assert found.notes() == ["dapo did not finish, so there is no accuracy to reach and no ratio"]
@@ -190,6 +190,12 @@ def test_the_table_by_hand():
     ]  # fmt: skip
     assert lines[4].split()[-8:] == ["4.00x", "[4.00,", "4.00]", "–", "0.400", "at", "50", "100%"]
     assert "oracle" not in comparison(arm("dapo", [(0, 0.2), (200, 0.4)])).table()
+
+
+def test_a_single_arm_is_compared_with_nothing():
+    lines = comparison(arm("dapo", [(0, 0.2), (200, 0.4)])).table().splitlines()
+    assert lines[1].split()[-2:] == ["final", "best"]
+    assert lines[-1].split()[-1] == "0.400"
 
 
 def test_accuracy_and_responses_after_as_many_batches_as_the_reference_made():

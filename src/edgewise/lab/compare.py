@@ -226,6 +226,8 @@ class Comparison:
         ]  # fmt: skip
         if "oracle" in self.arms:
             header.append("of oracle's\nsaving")
+        if len(self.arms) == 1:  # nothing to compare with
+            header = header[: header.index("best") + 1]
         rows = []
         for row in self.summary():
             spent, there = row["seconds"], row["at_reference_end"]

@@ -306,20 +306,21 @@ def _legend(found: Comparison, spec: ArmSpec) -> list[str]:
             f"accuracy on {spec.held_out} prompts never trained on: "
             + ("exact pass probability, no sampling noise" if exact else "one greedy answer a prompt"),
         ),
-        (
-            "fewer",
-            f"what {reference} needed to reach its own final accuracy / what this method needed to reach it; above 1 is "
-            "better. Seconds are of the processor"
-            + (f". Paired over {seeds} seeds, 95% bootstrap interval" if seeds > 1 else ". One seed: no interval"),
-        ),
     ]
-    lines.append(
-        (
-            "after",
-            f"held-out accuracy and responses spent after as many training batches as {reference} made: how papers count. It "
-            "asks what a batch costs; 'fewer' asks what an accuracy costs",
-        )
-    )
+    if len(found.arms) > 1:
+        paired = f"Paired over {seeds} seeds, 95% bootstrap interval" if seeds > 1 else "One seed: no interval"
+        lines += [
+            (
+                "fewer",
+                f"what {reference} needed to reach its own final accuracy / what this method needed to reach it; above 1 is "
+                f"better. Seconds are of the processor. {paired}",
+            ),
+            (
+                "after",
+                f"held-out accuracy and responses spent after as many training batches as {reference} made: how papers count. "
+                "It asks what a batch costs; 'fewer' asks what an accuracy costs",
+            ),
+        ]
     rows = found.summary()
     if any(row["never_reached"] for row in rows):
         lines.append(("<", "it was not reached within the budget (by some seed), which then counts whole: the truth is lower"))
