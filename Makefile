@@ -38,7 +38,7 @@ setup: $(STAMP)
 # pip's exit status decides (pipefail). Its warnings and errors are shown, but for remarks on index folders that do not exist;
 # everything it says is in the log.
 LOG := $(VENV)/set-up.log
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input --quiet --no-color
 QUIETLY := --log $(LOG) 2>&1 | sed "/^WARNING: Location '.*' is ignored/d" || { echo "Set-up failed. Everything pip said: $(LOG)" >&2; exit 1; }
 
 # torch goes first and alone: where a CPU build is at hand pip takes that one, and nothing later replaces it by gigabytes of CUDA.
@@ -50,9 +50,9 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -m venv $(VENV) || \
 	  { echo "$(PYTHON) cannot make virtual environments. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
 	@echo "  1/3 torch"
-	@$(PIP) install --no-compile --constraint constraints.txt torch $(QUIETLY)
+	@$(PIP) install --progress-bar off --no-compile --constraint constraints.txt torch $(QUIETLY)
 	@echo "  2/3 edgewise and what it is tested with"
-	@$(PIP) install --no-compile --constraint constraints.txt --editable ".[dev]" $(QUIETLY)
+	@$(PIP) install --progress-bar off --no-compile --constraint constraints.txt --editable ".[dev]" $(QUIETLY)
 	@echo "  3/3 first import"
 	@$(PIP) check
 	@$(VENV)/bin/python -W ignore::SyntaxWarning -c \

@@ -105,7 +105,7 @@ def test_paths_that_cannot_be_read_are_config_errors_with_a_remedy(tmp_path):
     (tmp_path / "bare").mkdir()
     datasets.DatasetDict({"train": datasets.Dataset.from_list(GOOD)}).save_to_disk(str(tmp_path / "splits"))
     expected = {
-        "none.jsonl": "none.jsonl: cannot be read (No such file or directory). edgewise reads .parquet, .jsonl, .json and",
+        "none.jsonl": "none.jsonl: there is no such file or folder. edgewise reads .parquet, .jsonl, .json and",
         "openai/gsm8k": "openai/gsm8k: there is no such file or folder.",
         "x.csv": "x.csv: cannot tell the format from the suffix '.csv'",
         "parts": f"is not a data set written by datasets' save_to_disk. Name one file: {tmp_path / 'parts' / 'p.jsonl'}",
@@ -240,7 +240,7 @@ def test_a_missing_file_is_wrong_usage_in_one_clean_message(capsys):
     assert main(["doctor", "nowhere.parquet"]) == 2
     printed = capsys.readouterr()
     assert printed.out == ""
-    assert printed.err.startswith("edgewise: nowhere.parquet: cannot be read (")
+    assert printed.err.startswith("edgewise: nowhere.parquet: there is no such file or folder. ")
     assert "Traceback" not in printed.err
 
 

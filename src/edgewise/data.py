@@ -21,6 +21,8 @@ def read(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such file or folder. {_READS}; data on the Hub must be downloaded first.")
         if path.is_dir():
             return _read_folder(path)
         if path.suffix == ".parquet":
@@ -29,12 +31,9 @@ def read(path: str | Path) -> Any:
             return _read_jsonl(path)
         if path.suffix == ".json":
             return _read_json(path)
-        if path.exists():
-            raise ConfigError(f"{path}: cannot tell the format from the suffix {path.suffix!r}; {_READS}.")
+        raise ConfigError(f"{path}: cannot tell the format from the suffix {path.suffix!r}; {_READS}.")
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError(f"{path}: cannot be read ({reason}). {_READS}; data on the Hub must be downloaded first.") from error
-    raise ConfigError(f"{path}: there is no such file or folder. {_READS}; data on the Hub must be downloaded first.")
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}). {_READS}.") from error
 
 
 class ArrowRows:
