@@ -12,7 +12,8 @@ import numpy as np
 
 from edgewise.errors import EdgewiseError
 from edgewise.method import Method
-from edgewise.types import Bools, Floats, Groups, Ints, Requests, Ticket
+from edgewise.outcomes import stack
+from edgewise.types import Bools, Floats, Groups, Ints, Outcome, Requests, Ticket
 
 
 class ScriptedUniforms:
@@ -60,6 +61,10 @@ class FakeStep:
         self.levels: dict[str, float] = {}
         self.problems: list[EdgewiseError] = []
 
+    @property
+    def epoch(self) -> float:
+        return 0.0
+
     def rng(self, purpose: str) -> Any:
         if purpose == "accept" and self.uniforms is not None:
             return self.uniforms
@@ -78,7 +83,7 @@ class FakeStep:
     def signal(self, name: str, rows: Ints) -> Floats:
         assert len(rows) > 0
         self.asked.append((name, rows.tolist()))
-        return np.asarray(self.signals[name](rows), dtype=np.float64)
+        return np.asarray(self.signals[name](rows), dtype=np.float64)  # (n,), or (n, d) where the signal is a vector
 
     def log(self, **values: float) -> None:
         assert all(np.isfinite(v) for v in values.values()), values
@@ -100,26 +105,27 @@ def groups_of(
     rewards: Any,
     *,
     correct: Any = None,
-    entropy: Sequence[float] | None = None,
+    entropy: Any = None,
     policy_version: int = 0,
 ) -> Groups:
-    """Finished groups from plain lists; None or NaN in `rewards` is a missing rollout."""
+    """Finished groups from plain lists; None or NaN in `rewards` is a missing rollout. entropy: one a group, or one a rollout."""
     reward = np.array(rewards, dtype=np.float64).reshape(len(rows), -1)
-    verdict = np.full_like(reward, np.nan) if correct is None else np.array(correct, dtype=np.float64).reshape(len(rows), -1)
-    tickets = tuple(
-        Ticket(seq=i, row=row, prompt_id=f"p{row}", step=0, round=0, policy_version=policy_version, rollouts=reward.shape[1])
+    outcomes = [
+        Outcome(
+            ticket=Ticket(
+                seq=i, row=row, prompt_id=f"p{row}", step=0, round=0, policy_version=policy_version, rollouts=reward.shape[1]
+            ),
+            rewards=reward[i].tolist(),
+            correct=None if correct is None else list(correct[i]),
+            rollout_entropy=None if entropy is None else entropy[i],
+        )
         for i, row in enumerate(rows)
-    )
-    return Groups(
-        tickets=tickets,
-        rows=np.array(rows, dtype=np.int64),
-        rewards=reward,
-        correct=verdict,
-        valid=np.isfinite(reward),
-        truncated=np.zeros(len(rows), dtype=np.int64),
-        rollout_entropy=np.full(len(rows), np.nan) if entropy is None else np.array(entropy, dtype=np.float64),
-        response_tokens=np.zeros(len(rows), dtype=np.int64),
-    )
+    ]
+
+    def refuse(error: EdgewiseError) -> None:
+        raise error
+
+    return stack(outcomes, refuse)
 
 
 def passing(rows: Sequence[int], passes: Sequence[int], group_size: int = 4, *, policy_version: int = 0) -> Groups:

@@ -29,6 +29,7 @@ LEVELS = {
     "method": 2,
     "kinds": 2,
     "rows": 2,
+    "prediction": 3,
     "pool": 3,
     "data": 3,
     "stream": 3,

@@ -14,26 +14,12 @@ from edgewise.lab.simulate import Comparison, Run, compare, simulate
 from edgewise.methods import METHODS
 from edgewise.metrics import rank_correlation
 from edgewise.selector import Selector
-from edgewise.types import PASS_RATE, PROMPT_ENTROPY, Groups, Ticket
+from edgewise.types import PASS_RATE, PROMPT_ENTROPY, Ticket
+from tests.fakes import groups_of
 
 
 def ticket(seq, row, rollouts=8):
     return Ticket(seq=seq, row=row, prompt_id=f"simulated-{row}", step=0, round=0, policy_version=0, rollouts=rollouts)
-
-
-def groups_of(rows, rewards):
-    """Finished groups of these (n, G) rewards; NaN is a rollout without one."""
-    n, rewards = len(rows), np.array(rewards, dtype=np.float64)
-    return Groups(
-        tickets=tuple(ticket(i, row) for i, row in enumerate(rows)),
-        rows=np.array(rows),
-        rewards=rewards,
-        correct=rewards,
-        valid=np.isfinite(rewards),
-        truncated=np.zeros(n, dtype=np.int64),
-        rollout_entropy=np.full(n, np.nan),
-        response_tokens=np.zeros(n, dtype=np.int64),
-    )
 
 
 # --------------------------------------------------------------------------------------------------------- the learner

@@ -27,6 +27,10 @@ class StepView(Protocol):
         """Version of the weights that will generate; grows with each optimizer step the host counts."""
 
     @property
+    def epoch(self) -> float:
+        """Passes over the pool so far: prompts offered by the stream, or requested where that is more, over its size."""
+
+    @property
     def streaming(self) -> bool:
         """True for `Selector.take`: one proposal, no top-up, no oversampling."""
 
@@ -50,7 +54,8 @@ class StepView(Protocol):
         """
 
     def signal(self, name: Signal, rows: Ints) -> Floats:
-        """Ask the host for `name` at `rows`. Returns (n,) floats as the host gave them; NaN is possible.
+        """Ask the host for `name` at `rows`. Returns (n,) floats as the host gave them, (n, d) for `MATRIX_SIGNALS`; NaN is
+        possible. What does not change with the policy is worth keeping: ask once, at the first proposal.
 
         Raises SignalError if the host cannot serve the name or answers with another length.
         """
@@ -69,8 +74,8 @@ class Method(ABC):
     """One way of choosing prompts: `propose` before rollouts, `judge` and `observe` after.
 
     Life of one step: `propose(room, step)` is called while `room` > 0 groups are missing; each finished round goes through
-    `judge` and then `observe` (every group rolled out: kept, dropped or surplus). Only `observe` writes what is kept per
-    prompt, and only at the rows of the groups it is given; `propose` and `judge` may write shared state, never per-prompt
+    `judge` and then, where the verdict is final, `observe` (every group rolled out: kept, dropped or surplus; once, as a
+    whole). Only `observe` writes what is kept per prompt, and only at the rows of the groups it is given; `propose` and `judge` may write shared state, never per-prompt
     state. The selector relies on this to roll a failed step back at a cost that follows the batch, not the pool.
     """
 
@@ -82,6 +87,9 @@ class Method(ABC):
 
     scope: Literal["group", "batch"] = "group"
     """Whether `judge` may be given groups one at a time ("group") or needs the whole round ("batch")."""
+
+    max_staleness: int | None = None
+    """Policy versions for which a group may wait to be continued; older ones are dropped as "stale". None: no limit."""
 
     @abstractmethod
     def start(self, setting: Setting) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.errors import OutcomeError
-from edgewise.types import Bools, Floats, Groups, Ints, Outcome, Ticket
+from edgewise.types import GROUP_ARRAYS, Array, Bools, Floats, Groups, Ints, Outcome, Ticket
 
 OnProblem = Callable[[OutcomeError], None]
 """Told of each value that cannot be used; raises in strict mode, counts otherwise."""
@@ -139,6 +139,7 @@ def stack(outcomes: Sequence[Outcome], on_problem: OnProblem) -> Groups:
         verdicts, _ = _tables([outcomes[i].correct for i in judged], "correct", [tickets[i] for i in judged], on_problem)
         correct[judged, : verdicts.shape[1]] = np.where(np.isnan(verdicts), np.nan, verdicts > 0.5)
     truncated = np.zeros(len(outcomes), dtype=np.int64)
+    entropies = np.full(rewards.shape, np.nan)
     entropy = np.full(len(outcomes), np.nan)
     for i, outcome in enumerate(outcomes):
         if outcome.statuses is not None:
@@ -154,17 +155,69 @@ def stack(outcomes: Sequence[Outcome], on_problem: OnProblem) -> Groups:
                 truncated[i] = statuses.count("truncated")
                 rewards[i, [j for j, status in enumerate(statuses) if status in ("failed", "cancelled")]] = np.nan
         if outcome.rollout_entropy is not None:
-            h = _number(outcome.rollout_entropy)
-            entropy[i] = h if h is not None and math.isfinite(h) else np.nan
+            entropy[i] = _entropies(outcome.rollout_entropy, tickets[i], entropies[i], on_problem)
     valid: Bools = np.isfinite(rewards)
     correct[~valid] = np.nan
+    asked = np.array([t.rollouts for t in tickets], dtype=np.int64)
+    inside = np.arange(rewards.shape[1]) < asked[:, None]
+    versions = np.array([t.policy_version for t in tickets], dtype=np.int64)
     return Groups(
         tickets=tickets,
         rows=np.array([t.row for t in tickets], dtype=np.int64),
+        asked=asked,
         rewards=rewards,
         correct=correct,
         valid=valid,
         truncated=truncated,
+        entropies=entropies,
         rollout_entropy=entropy,
         response_tokens=np.array([_whole(o.response_tokens, o.ticket, on_problem) for o in outcomes], dtype=np.int64),
+        policy_versions=np.where(inside, versions[:, None], -1),
+        trained=inside,
+        weights=inside.astype(np.float64),
     )
+
+
+def _entropies(given: Any, ticket: Ticket, into: Floats, on_problem: OnProblem) -> float:
+    """Write the entropy of each response into `into` (G,), where they are known one by one; return their mean, or NaN."""
+    alone = _number(given)
+    if alone is not None:
+        return alone if math.isfinite(alone) else math.nan
+    values = _numbers(given.tolist() if hasattr(given, "tolist") else given, "rollout_entropy", ticket, on_problem)
+    into[: len(values)] = values
+    known = into[np.isfinite(into)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def joined(parts: Sequence[Groups]) -> Groups:
+    """One `Groups` of all parts, one after the other, each padded to the widest. At least one part."""
+    width = max(part.rewards.shape[1] for part in parts)
+    arrays = {
+        name: np.concatenate(
+            [getattr(part, name) if fill is None else _padded(getattr(part, name), width, fill) for part in parts]
+        )
+        for name, fill in GROUP_ARRAYS.items()
+    }
+    return Groups(tickets=tuple(t for part in parts for t in part.tickets), **arrays)
+
+
+def _padded(array: Array, width: int, fill: Any) -> Array:
+    missing = width - array.shape[1]
+    return array if missing == 0 else np.pad(array, ((0, 0), (0, missing)), constant_values=fill)
+
+
+def continued(begun: Groups, more: Groups) -> Groups:
+    """One group that was begun, and its continuation, as one: `begun` and `more` hold one group each, of the same row."""
+    head, tail = int(begun.asked[0]), int(more.asked[0])
+    arrays = {
+        name: getattr(begun, name)
+        if fill is None
+        else np.concatenate([getattr(begun, name)[:, :head], getattr(more, name)[:, :tail]], axis=1)
+        for name, fill in GROUP_ARRAYS.items()
+    }
+    for name in ("asked", "truncated", "response_tokens"):
+        arrays[name] = getattr(begun, name) + getattr(more, name)
+    known = [(part.rollout_entropy[0], part.valid[0].sum()) for part in (begun, more) if np.isfinite(part.rollout_entropy[0])]
+    weight = sum(n for _, n in known)
+    arrays["rollout_entropy"] = np.array([sum(h * n for h, n in known) / weight if weight else math.nan])
+    return Groups(tickets=begun.tickets, **arrays)

@@ -18,6 +18,7 @@ from edgewise.errors import EdgewiseError, MethodError, OutcomeError, ShortfallE
 from edgewise.metrics import StepMetrics
 from edgewise.stream import derived_rng
 from edgewise.types import (
+    MATRIX_SIGNALS,
     PROMPT_ENTROPY,
     Array,
     Bools,
@@ -74,6 +75,10 @@ class Stage:
     def strict(self) -> bool:
         return self._selector.strict
 
+    @property
+    def epoch(self) -> float:
+        return max(self._selector._stream.position, self._selector._next_seq) / len(self._selector.pool)
+
     def rng(self, purpose: str) -> np.random.Generator:
         return derived_rng(self._selector.seed, self.number, self.round, purpose=purpose)
 
@@ -101,8 +106,11 @@ class Stage:
         # a torch tensor may be on a device, or of a type that numpy does not have
         values = np.asarray(served.tolist() if hasattr(served, "detach") else served, dtype=np.float64)
         self.metrics.add(signal_s=time.perf_counter() - started)
-        if values.shape != asked.shape:
-            raise SignalError(f"signal({name!r}) must answer with one number a row, shape {asked.shape}, got {values.shape}.")
+        if values.shape[:1] != asked.shape or values.ndim != 1 + (name in MATRIX_SIGNALS):
+            wanted = (
+                f"one vector a row, shape ({len(asked)}, d)" if name in MATRIX_SIGNALS else f"one number a row, {asked.shape}"
+            )
+            raise SignalError(f"signal({name!r}) must answer with {wanted}, got {values.shape}.")
         if name == PROMPT_ENTROPY:
             self._entropies.update(zip(asked.tolist(), values.tolist(), strict=True))
         return values
@@ -258,10 +266,10 @@ class Stage:
         if selector.method.scope == "batch" and not self.streaming:
             self._waiting.update((o.ticket.seq, o) for o in reported)
             if any(seq not in self._waiting for seq in self._round_tickets):
-                return _nothing(selector.group_size)
+                return _nothing()
             reported, self._waiting = list(self._waiting.values()), {}
         if not reported:
-            return _nothing(selector.group_size)
+            return _nothing()
         ordered = sorted(reported, key=lambda o: o.ticket.seq)
         groups = outcomes.stack(ordered, selector.problem)
         verdicts = self._judge(groups)
@@ -414,11 +422,6 @@ def _copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.array(array) for name, array in arrays.items()}
 
 
-def _nothing(group_size: int) -> Judged:
-    empty = np.empty(0, dtype=np.int64)
-    none = np.empty((0, group_size))
-    groups = Groups(
-        tickets=(), rows=empty, rewards=none, correct=none, valid=none.astype(np.bool_), truncated=empty,
-        rollout_entropy=np.empty(0), response_tokens=empty,
-    )  # fmt: skip
-    return Judged(groups, Verdicts(np.empty(0, dtype=np.bool_), ()))
+def _nothing() -> Judged:
+    """No group at all."""
+    return Judged(outcomes.stack([], lambda error: None), Verdicts(np.empty(0, dtype=np.bool_), ()))

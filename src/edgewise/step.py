@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgewise import outcomes
 from edgewise.errors import ConfigError, ShortfallError
 from edgewise.stage import Judged, Signals, Stage
-from edgewise.types import ROLLOUT_SIGNALS, Array, Groups, Outcome, Ticket
+from edgewise.types import ROLLOUT_SIGNALS, Groups, Outcome, Ticket
 
 if TYPE_CHECKING:
     from edgewise.selector import Selector
@@ -153,21 +154,5 @@ def _in_request_order(parts: Sequence[Groups]) -> Groups | None:
     """One `Groups` of all parts, by ticket; None if there are no parts."""
     if not parts:
         return None
-    width = max(g.rewards.shape[1] for g in parts)
-
-    def wide(array: Array, fill: Any) -> Array:
-        if array.shape[1] == width:
-            return array
-        return np.pad(array, ((0, 0), (0, width - array.shape[1])), constant_values=fill)
-
-    joined = Groups(
-        tickets=tuple(t for g in parts for t in g.tickets),
-        rows=np.concatenate([g.rows for g in parts]),
-        rewards=np.concatenate([wide(g.rewards, np.nan) for g in parts]),
-        correct=np.concatenate([wide(g.correct, np.nan) for g in parts]),
-        valid=np.concatenate([wide(g.valid, False) for g in parts]),
-        truncated=np.concatenate([g.truncated for g in parts]),
-        rollout_entropy=np.concatenate([g.rollout_entropy for g in parts]),
-        response_tokens=np.concatenate([g.response_tokens for g in parts]),
-    )
-    return joined.select(np.argsort([t.seq for t in joined.tickets], kind="stable"))
+    groups = outcomes.joined(parts)
+    return groups.select(np.argsort([t.seq for t in groups.tickets], kind="stable"))

@@ -37,6 +37,7 @@ from edgewise.kinds import EASY, HARD, MIXED
 from edgewise.method import StepView
 from edgewise.methods import checks
 from edgewise.methods.dynamic import DynamicSampling, shared_array
+from edgewise.methods.entry import Entry
 from edgewise.types import PROMPT_ENTROPY, ROLLOUT_ENTROPY, Bools, Floats, Groups, Ints, MethodState, Requests, Setting
 
 _LOOKS = 64
@@ -343,3 +344,17 @@ class Hive(DynamicSampling):
         super().restore(state)
         self._controller.restore(controller)
         self._skipped, self._bypassed = skipped.astype(np.int64), bypassed.astype(np.int64)
+
+
+ENTRIES = {
+    "hive": Entry(
+        factory=Hive,
+        summary="Skips prompts that keep passing or failing whole, keeps the upper-middle prompt entropies, gates, tops up.",
+        signal="group outcomes; entropy of the prompt under the current policy",
+        keeps="19 bytes: visits, run length and kind, last response entropy, policy version",
+        extra_rollouts="1.5 groups asked for per group trained, and small top-ups",
+        cost="one forward over about 3 prompts per group trained, no generation",
+        when="the default where the host can compute prompt entropies and rollouts dominate the step",
+        paper="HIVE, arXiv 2603.25184 v2, as deployed (appendix B.3)",
+    ),
+}

@@ -18,6 +18,7 @@ import numpy as np
 from edgewise.errors import SignalError
 from edgewise.method import StepView
 from edgewise.methods.dynamic import DynamicSampling
+from edgewise.methods.entry import Entry
 from edgewise.scores import prob_mixed
 from edgewise.types import PASS_RATE, Floats, Ints, Requests
 
@@ -76,3 +77,17 @@ def _proportionally(scores: Floats, most: int, rng: np.random.Generator) -> Ints
     waits = rng.exponential(size=len(scores))
     arrivals = np.divide(waits, scores, out=np.full(len(scores), np.inf), where=scores > 0.0)
     return np.lexsort((waits, arrivals))[:most].astype(np.int64)
+
+
+ENTRIES = {
+    "oracle": Entry(
+        factory=Oracle,
+        summary="Chooses in proportion to the exact probability of a mixed group. The ceiling, for the laboratory only.",
+        signal="the exact pass probability, which no real run has",
+        keeps="nothing",
+        extra_rollouts="zero-variance groups that chance produces",
+        cost="one exact pass rate for every prompt of the pool",
+        when="to see how much any selection could save on a task",
+        paper="common yardstick",
+    ),
+}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from edgewise.methods.entry import Entry
 from edgewise.methods.hive import Hive
 
 
@@ -81,3 +82,47 @@ class Uniform(Hive):
     topup: Literal["smoothed", "last_round", "fixed", "missing"] = "missing"
     max_rounds: int = 1
     shuffle: bool = False
+
+
+ENTRIES = {
+    "hive-eq": Entry(
+        factory=HiveEq,
+        summary="HIVE as its main text words it: candidates above the median entropy, no gate, no top-up.",
+        signal="group outcomes; entropy of the prompt under the current policy",
+        keeps="19 bytes, as hive",
+        extra_rollouts="none",
+        cost="one forward over 2 prompts per group trained, no generation",
+        when="to read the paper against; not for runs: solved prompts can be lost, and zero-variance groups are trained on",
+        paper="HIVE, arXiv 2603.25184 v2, section 3",
+    ),
+    "greso": Entry(
+        factory=Greso,
+        summary="Skips prompts that keep passing or failing whole, gates, tops up.",
+        signal="group outcomes",
+        keeps="19 bytes, as hive",
+        extra_rollouts="1.5 groups asked for per group trained, and small top-ups",
+        cost="2 ms of arithmetic at 256 groups, whatever the size of the pool",
+        when="hosts without signals, from the second pass over the data on; before that it is dynamic sampling",
+        paper="GRESO, arXiv 2506.02177, as its code runs",
+    ),
+    "dapo": Entry(
+        factory=Dapo,
+        summary="Dynamic sampling: rolls out whole batches in stream order until enough groups are mixed.",
+        signal="group outcomes, within the step only",
+        keeps="19 bytes, for reports only",
+        extra_rollouts="every zero-variance group, and up to a whole batch of surplus",
+        cost="none",
+        when="the baseline to beat; small data sets that are passed over once",
+        paper="DAPO, arXiv 2503.14476; verl's recipe",
+    ),
+    "uniform": Entry(
+        factory=Uniform,
+        summary="Plain GRPO: the next prompts of the shuffled stream, all groups trained.",
+        signal="none",
+        keeps="19 bytes, for reports only",
+        extra_rollouts="none",
+        cost="none",
+        when="the control of every comparison",
+        paper="GRPO, arXiv 2402.03300",
+    ),
+}
