@@ -108,7 +108,7 @@ def groups_of(
     entropy: Any = None,
     policy_version: int = 0,
 ) -> Groups:
-    """Finished groups from plain lists; None or NaN in `rewards` is a missing rollout. entropy: one a group, or one a rollout."""
+    """Finished groups from plain lists; None or NaN in `rewards` is a missing rollout. entropy: a group's, or a list."""
     reward = np.array(rewards, dtype=np.float64).reshape(len(rows), -1)
     outcomes = [
         Outcome(

@@ -75,8 +75,9 @@ class Method(ABC):
 
     Life of one step: `propose(room, step)` is called while `room` > 0 groups are missing; each finished round goes through
     `judge` and then, where the verdict is final, `observe` (every group rolled out: kept, dropped or surplus; once, as a
-    whole). Only `observe` writes what is kept per prompt, and only at the rows of the groups it is given; `propose` and `judge` may write shared state, never per-prompt
-    state. The selector relies on this to roll a failed step back at a cost that follows the batch, not the pool.
+    whole). Only `observe` writes what is kept per prompt, and only at the rows of the groups it is given; `propose` and
+    `judge` may write shared state, never per-prompt state. The selector relies on this to roll a failed step back at a cost
+    that follows the batch, not the pool.
     """
 
     name: ClassVar[str]

@@ -192,12 +192,10 @@ def _entropies(given: Any, ticket: Ticket, into: Floats, on_problem: OnProblem) 
 def joined(parts: Sequence[Groups]) -> Groups:
     """One `Groups` of all parts, one after the other, each padded to the widest. At least one part."""
     width = max(part.rewards.shape[1] for part in parts)
-    arrays = {
-        name: np.concatenate(
-            [getattr(part, name) if fill is None else _padded(getattr(part, name), width, fill) for part in parts]
-        )
-        for name, fill in GROUP_ARRAYS.items()
-    }
+    arrays = {}
+    for name, fill in GROUP_ARRAYS.items():
+        columns = [getattr(part, name) for part in parts]
+        arrays[name] = np.concatenate(columns if fill is None else [_padded(column, width, fill) for column in columns])
     return Groups(tickets=tuple(t for part in parts for t in part.tickets), **arrays)
 
 

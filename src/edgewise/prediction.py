@@ -78,7 +78,7 @@ class Visits:
 
     @classmethod
     def of(cls, groups: Groups, correct_at: float) -> Visits:
-        """Count passes: by `correct` where the verifier judged every valid rollout of the group, else by reward >= `correct_at`.
+        """Count passes: by `correct` where every valid rollout of the group was judged, else by reward >= `correct_at`.
 
         A missing rollout is neither a success nor a failure; groups without a valid rollout are left out.
         """

@@ -28,7 +28,7 @@ ScoreFunction = Callable[[Prediction, int], Floats]
 ChooserFunction = Callable[[Floats, int, np.random.Generator], Ints]
 """((n,) scores, how many at most, generator for ties and draws) -> distinct positions, best first."""
 AllocatorFunction = Callable[[Prediction, int, int], Ints]
-"""(what is believed of the m chosen prompts, rollouts in all, group_size) -> (m,) rollouts, each >= 1, summing to the budget."""
+"""(what is believed of the m chosen prompts, rollouts in all, group_size) -> (m,) rollouts >= 1, summing to the budget."""
 
 
 class Parts(NamedTuple):
@@ -42,7 +42,7 @@ class Parts(NamedTuple):
 
 @dataclass(kw_only=True, eq=False)
 class Composition(DynamicSampling):
-    """Base of the methods that score candidates by a belief. Without a gate and top-up unless asked for, as their papers run."""
+    """Base of the methods that score candidates by a belief. No gate and no top-up unless asked for, as their papers run."""
 
     candidates: Literal["stream", "random", "pool"] = "stream"
     """Where candidates come from: the next prompts of the shuffled stream, a uniform draw from the pool, or all of it."""
@@ -117,8 +117,8 @@ class Composition(DynamicSampling):
             step.log(score_missing=int(bad.sum()))
             step.problem(
                 MethodError(
-                    f"{type(self).__name__}: the score of prompt row {first} must be finite ({int(bad.sum())} of {len(rows)} are "
-                    "not). These prompts rank last."
+                    f"{type(self).__name__}: the score of prompt row {first} must be finite ({int(bad.sum())} of {len(rows)} "
+                    "are not). These prompts rank last."
                 )
             )
             scores = np.where(bad, -np.inf, scores)
