@@ -15,6 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from edgewise.choosers.rank import Proportional
 from edgewise.errors import SignalError
 from edgewise.method import StepView
 from edgewise.methods.dynamic import DynamicSampling
@@ -45,7 +46,7 @@ class Oracle(DynamicSampling):
         pool = np.arange(self.pool_size, dtype=np.int64)
         rows = pool[step.eligible(pool)]
         scores = prob_mixed(self._pass_rates(rows, step), self.group_size)
-        chosen = _proportionally(scores, target, step.rng("oracle"))
+        chosen = Proportional()(scores, target, step.rng("oracle"))
         if self.gate != "off":  # a score of 0 is known to be dropped: asking for it would only burn rollouts
             chosen = chosen[scores[chosen] > 0.0]
         if len(chosen) == 0:
@@ -67,16 +68,6 @@ class Oracle(DynamicSampling):
                 )
             )
         return np.where(good, rates, 0.0)
-
-
-def _proportionally(scores: Floats, most: int, rng: np.random.Generator) -> Ints:
-    """At most `most` positions drawn without replacement with chances proportional to the scores, in the order drawn.
-
-    Exponential races: position i arrives at Exp(1) / score. Positions of score 0 come after all others, in random order.
-    """
-    waits = rng.exponential(size=len(scores))
-    arrivals = np.divide(waits, scores, out=np.full(len(scores), np.inf), where=scores > 0.0)
-    return np.lexsort((waits, arrivals))[:most].astype(np.int64)
 
 
 ENTRIES = {
