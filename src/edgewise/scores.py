@@ -24,8 +24,6 @@ GroupSize: TypeAlias = int | Ints
 """Rollouts a prompt: one number for all, or (n,)."""
 Score: TypeAlias = Callable[[Prediction, int], Floats]
 
-_MOST = 1000  # the binomial coefficients of larger groups overflow
-
 
 def prob_mixed(pass_rates: Floats, group_size: GroupSize) -> Floats:
     """Probability that a group holds a pass and a fail: 1 - p^G - (1-p)^G.
@@ -80,8 +78,8 @@ def mutual_information(alpha: Floats, beta: Floats, rollouts: GroupSize) -> Floa
     Returns (n,) in (0, ln(K+1)]; bit-equal for equal beliefs. Raises ConfigError that names the position of a bad input.
     Not monotone in the evidence: at m = 0.5 and K = 8 it is largest near n₀ = 0.38.
 
-    >>> float(mutual_information(np.array([1.0]), np.array([1.0]), 1)[0] - (np.log(2) - 0.5)).__abs__() < 1e-15
-    True
+    >>> mutual_information(np.array([1.0]), np.array([1.0]), 1).round(12).tolist()  # ln 2 - 1/2
+    [0.19314718056]
     """
     return _by_distinct(_information, alpha, beta, rollouts)
 
@@ -131,9 +129,10 @@ def _information(alpha: Floats, beta: Floats, rollouts: int) -> Floats:
     mean, other = alpha / evidence, beta / evidence
     passes = np.arange(rollouts + 1)[:, None]
     fails = rollouts - passes
-    ways = np.array([float(math.comb(rollouts, s)) for s in range(rollouts + 1)])[:, None]
+    factorials = np.array([[math.lgamma(s + 1.0)] for s in range(rollouts + 1)])
+    ways = factorials[-1] - factorials - factorials[::-1]
     excess = _log_rising(alpha, rollouts) + _log_rising(beta, rollouts)[::-1] - _log_rising(evidence, rollouts)[-1]
-    chance = ways * mean**passes * other**fails * np.exp(excess)
+    chance = np.exp(ways + passes * np.log(mean) + fails * np.log(other) + excess)
     start = mean * _digamma_excess(alpha) + other * _digamma_excess(beta) - _digamma_excess(evidence)
     return np.asarray(rollouts * start - (chance * excess).sum(axis=0), dtype=np.float64)
 
@@ -162,7 +161,7 @@ def _by_distinct(
     sizes = np.broadcast_to(group_size, np.shape(alpha))
     _require("alpha", alpha, np.isfinite(alpha) & (np.asarray(alpha) > 0.0), "finite and above 0")
     _require("beta", beta, np.isfinite(beta) & (np.asarray(beta) > 0.0), "finite and above 0")
-    _require("rollouts", sizes, (sizes >= 1) & (sizes <= _MOST), f"from 1 to {_MOST}")
+    _require("rollouts", sizes, sizes >= 1, "at least 1")
     scores = np.empty(len(sizes))
     for size in np.unique(sizes):
         at = np.flatnonzero(sizes == size)
@@ -174,9 +173,7 @@ def _by_distinct(
 def _require(name: str, values: Floats | Ints, good: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], rule: str) -> None:
     if not good.all():
         first = int(np.flatnonzero(~good)[0])
-        raise ConfigError(
-            f"{name} at position {first} must be {rule}, got {values[first]}. A belief and its prior are positive."
-        )
+        raise ConfigError(f"{name} at position {first} must be {rule}, got {values[first]}.")
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
