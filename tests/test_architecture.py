@@ -52,7 +52,7 @@ LEVELS = {
     "cli": 11,
     "__main__": 12,
 }
-SAME_ROOM = {"stage": "selector", "step": "selector", "saved": "selector"}
+SAME_ROOM = dict.fromkeys(("stage", "step", "saved", "waiting", "accounts", "contract"), "selector")
 """Files that were split off another and share its room."""
 
 WITH_TORCH = {"signals", "hosts", "lab", "report"}

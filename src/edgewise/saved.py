@@ -15,6 +15,7 @@ from edgewise._version import __version__
 from edgewise.errors import ConfigError, EdgewiseError, StateError, StateMismatchError, StateVersionError
 from edgewise.metrics import EntropyPremise
 from edgewise.types import Array, MethodState, Ticket
+from edgewise.waiting import Retired, Waiting
 
 if TYPE_CHECKING:
     from edgewise.selector import Selector
@@ -51,7 +52,8 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
     held = selector.method.state()
     arrays: dict[str, Array] = {f"method/prompts/{k}": v for k, v in held.prompts.items()}
     arrays |= {f"method/shared/{k}": np.asarray(v) for k, v in held.shared.items()}
-    arrays |= {f"selector/{k}": v for k, v in selector._premise.arrays().items()}
+    ours = selector._premise.arrays() | selector._waiting.arrays() | selector._retired.arrays()
+    arrays |= {f"selector/{k}": v for k, v in ours.items()}
     header = {
         "edgewise": __version__,
         "numpy": np.__version__,
@@ -64,6 +66,7 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
         "totals": selector._totals,
         "metrics": {name: float(value) for name, value in selector.metrics.items() if math.isfinite(value)},
         "in_flight": [asdict(t) for t in selector.in_flight],
+        "waiting": selector._waiting.header(),
     }
     return header, arrays
 
@@ -77,11 +80,14 @@ def restore(selector: Selector, path: str | os.PathLike[str]) -> None:
     pool, premise = selector.pool, EntropyPremise()
     try:
         tickets = [Ticket(**t) for t in header["in_flight"]]
-        strangers = [t.prompt_id for t in tickets if not 0 <= t.row < len(pool) or pool.ids[t.row] != t.prompt_id]
+        ours = _below("selector/", arrays)
+        waiting, retired = Waiting.restored(header.get("waiting", []), ours), Retired.restored(ours)
+        known = [*tickets, *(waiting[seq].first for seq in waiting.seqs)]
+        strangers = [t.prompt_id for t in known if not 0 <= t.row < len(pool) or pool.ids[t.row] != t.prompt_id]
         number, position, next_seq = (int(header[name]) for name in ("step", "position", "next_seq"))
         run_id, totals, metrics = str(header["run_id"]), dict(header["totals"]), dict(header["metrics"])
         numpy_then, batch_size = str(header["numpy"]), int(header["batch_size"])
-        premise.restore(_below("selector/", arrays))
+        premise.restore(ours)
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise StateError(f"{path} lacks something that a selector keeps: {error!r}. Use an older state.") from error
     if strangers:
@@ -92,7 +98,7 @@ def restore(selector: Selector, path: str | os.PathLike[str]) -> None:
         selector._warn(f"batch_size was {batch_size} and is {selector.batch_size} now: the next batches will differ.")
     _restore_method(selector, path, arrays)
     selector.run_id = run_id
-    selector._become(number, position, next_seq, tickets, totals, metrics, premise)
+    selector._become(number, position, next_seq, tickets, totals, metrics, premise, waiting, retired)
 
 
 def continue_from(selector: Selector, snapshots: state.Snapshots, resume: str) -> None:

@@ -32,7 +32,7 @@ from edgewise.errors import (
 )
 from edgewise.method import Method
 from edgewise.methods import make, methods_without
-from edgewise.metrics import EntropyPremise, StepMetrics
+from edgewise.metrics import EntropyPremise
 from edgewise.pool import PromptPool
 from edgewise.stage import Judged, Signals, Stage
 from edgewise.step import Step
@@ -45,6 +45,7 @@ from edgewise.types import (
     Signal,
     Ticket,
 )
+from edgewise.waiting import Retired, Waiting
 
 
 class Selector:
@@ -63,6 +64,7 @@ class Selector:
         resume: "auto" continues from the newest readable state in `directory`; "fresh" sets older ones aside.
         on_problem: "degrade" (a failing method falls back to uniform for the round, one warning, a metric) or "strict" (raise).
         correct_at: a reward from here on counts as correct where the host reports no `correct`; only for metrics.
+        total_steps: selector steps the whole run will make, for methods that follow a schedule (prepo); None: not known.
 
     Raises:
         ConfigError, PoolError: before anything ran; also for a `directory` that cannot be written to and for a method whose
@@ -83,6 +85,7 @@ class Selector:
         resume: Literal["auto", "fresh"] = "auto",
         on_problem: Literal["degrade", "strict"] = "degrade",
         correct_at: float = 0.5,
+        total_steps: int | None = None,
     ) -> None:
         _require_count("batch_size", batch_size)
         _require_count("group_size", group_size)
@@ -94,6 +97,8 @@ class Selector:
             raise ConfigError(f"Selector(resume=...) must be 'auto' or 'fresh', got {resume!r}.")
         if isinstance(correct_at, bool) or not isinstance(correct_at, (int, float)) or not math.isfinite(correct_at):
             raise ConfigError(f"Selector(correct_at=...) must be a finite number, got {correct_at!r}.")
+        if total_steps is not None:
+            _require_count("total_steps", total_steps)
         self.method = make(method, **dict(parameters or {}))
         self.pool = pool if isinstance(pool, PromptPool) else PromptPool.from_dataset(pool)
         self.batch_size = int(batch_size)
@@ -107,11 +112,15 @@ class Selector:
         """Numbers of the last committed step (when streaming: of all calls since the last `commit`)."""
 
         size = len(self.pool)
-        self.method.start(Setting(pool_size=size, batch_size=self.batch_size, group_size=self.group_size))
+        self.method.start(
+            Setting(pool_size=size, batch_size=self.batch_size, group_size=self.group_size, total_steps=total_steps)
+        )
         self._stream = PromptStream(size, self.seed)
         self._blocked: Bools = np.zeros(size, dtype=np.bool_)  # in flight, or offered in the open step
         self._open: dict[int, Ticket] = {}
         self._reissue: list[Ticket] = []
+        self._waiting = Waiting()
+        self._retired = Retired()
         self._next_seq = 0
         self._number = 0
         self._totals = {"rollouts_total": 0.0, "tokens_total": 0.0, "dup_outcomes": 0.0, "degraded_total": 0.0}
@@ -179,7 +188,11 @@ class Selector:
             stage.aim(self._number, int(policy_version), signals or {})
             stage.mark()
             try:
-                tickets += stage.issue(stage.propose(n - len(tickets)))
+                stage.begin()
+                tickets += stage.go_on(n - len(tickets))
+                if len(tickets) < n:
+                    tickets += stage.issue(stage.propose(n - len(tickets)))
+                stage.metrics.add(rounds=1)
             except BaseException:
                 stage.roll_back()
                 raise
@@ -212,7 +225,7 @@ class Selector:
         stage = self._streaming
         stage.metrics.set(**self._premise.correlations())
         self.metrics = stage.numbers()
-        stage.metrics = StepMetrics()
+        stage.accounts.new_period()
         self._autosave()
 
     # -- state ---------------------------------------------------------------------------------------------------------
@@ -234,7 +247,7 @@ class Selector:
 
     def _become(
         self, number: int, position: int, next_seq: int, tickets: list[Ticket], totals: Mapping[str, float],
-        metrics: dict[str, float], premise: EntropyPremise,
+        metrics: dict[str, float], premise: EntropyPremise, waiting: Waiting, retired: Retired,
     ) -> None:  # fmt: skip
         """The last act of a restore: all that is ours, at once. Nothing here fails."""
         self._number = number
@@ -243,7 +256,9 @@ class Selector:
         self._open = {t.seq: t for t in tickets}
         self._reissue = list(tickets)
         self._blocked[:] = False
-        self._blocked[[t.row for t in tickets]] = True
+        self._waiting, self._retired = waiting, retired
+        for rows in ([t.row for t in tickets], waiting.rows, retired.rows):
+            self._blocked[rows] = True
         self._totals |= totals
         self.metrics = metrics
         self._premise = premise

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from edgewise import kinds, outcomes
+from edgewise import outcomes
+from edgewise.accounts import Accounts
+from edgewise.contract import check_requests, check_verdicts
 from edgewise.errors import EdgewiseError, MethodError, OutcomeError, ShortfallError, SignalError
 from edgewise.metrics import StepMetrics
 from edgewise.stream import derived_rng
@@ -32,6 +34,7 @@ from edgewise.types import (
     Ticket,
     Verdicts,
 )
+from edgewise.waiting import Retired, Waiting
 
 if TYPE_CHECKING:
     from edgewise.selector import Selector
@@ -53,7 +56,7 @@ class Stage:
     def __init__(self, selector: Selector, *, streaming: bool) -> None:
         self._selector = selector
         self.streaming = streaming
-        self.metrics = StepMetrics()
+        self.accounts = Accounts()
         self.number = 0
         self.round = 0
         self.policy_version = 0
@@ -61,13 +64,19 @@ class Stage:
         self._offered: list[Ints] = []
         self._issued: list[Ints] = []
         self._round_tickets: dict[int, Ticket] = {}
-        self._waiting: dict[int, Outcome] = {}
-        self._entropies: dict[int, float] = {}
+        self._of_round: dict[int, Outcome] = {}
         self._fallen_back = False
         self._undo_rows: list[tuple[Ints, dict[str, Array]]] = []
         self._undo_shared: dict[str, Array] = {}
         self._undo_position = 0
         self._undo_premise: dict[str, Array] = {}
+        self._undo_waiting = Waiting()
+        self._undo_retired = Retired()
+
+    @property
+    def metrics(self) -> StepMetrics:
+        """The numbers of the step (streaming: of the period) so far."""
+        return self.accounts.metrics
 
     # -- what a method sees (StepView) ---------------------------------------------------------------------------------
 
@@ -84,6 +93,8 @@ class Stage:
 
     def draw(self, n: int) -> Ints:
         blocked = self._selector._blocked
+        if n > self._free():
+            self._bring_back(self._selector._retired.rows)
         rows = self._selector._stream.draw(min(n, self._free()), blocked)
         self._offered.append(rows)
         self.metrics.add(offered=len(rows))
@@ -112,7 +123,7 @@ class Stage:
             )
             raise SignalError(f"signal({name!r}) must answer with {wanted}, got {values.shape}.")
         if name == PROMPT_ENTROPY:
-            self._entropies.update(zip(asked.tolist(), values.tolist(), strict=True))
+            self.accounts.scored(asked, values)
         return values
 
     def log(self, **values: float) -> None:
@@ -136,6 +147,26 @@ class Stage:
         self._undo_shared = _copies(self._selector.method.state().shared)
         self._undo_position = self._selector._stream.position
         self._undo_premise = self._selector._premise.arrays()
+        self._undo_waiting, self._undo_retired = self._selector._waiting.copy(), self._selector._retired.copy()
+
+    def begin(self) -> None:
+        """The start of a step, after `mark`: retired prompts whose pass is over come back, groups that waited too long go."""
+        selector = self._selector
+        if len(selector._retired):
+            over = selector._retired.rows if self._free() < selector.batch_size else selector._retired.back(self.epoch)
+            self._bring_back(over)
+        limit = selector.method.max_staleness
+        if limit is not None and len(selector._waiting):
+            stale = [begun.group for begun in selector._waiting.stale(self.policy_version, limit)]
+            if stale:
+                groups = outcomes.joined(stale)
+                self._decide(groups, Verdicts.of(np.zeros(len(groups), dtype=np.bool_), "stale"))
+
+    def _bring_back(self, rows: Ints) -> None:
+        """Retired prompts may be offered again."""
+        if len(rows):
+            self._selector._retired.remove(rows)
+            self._selector._blocked[rows] = False
 
     def propose(self, room: int) -> Requests:
         """Ask the method; in degrade mode a failing method is replaced by uniform, for one round a step.
@@ -165,30 +196,16 @@ class Stage:
         return requests
 
     def _check(self, requests: Requests, room: int) -> None:
-        """Refuse what would break the contract: rows out of range, doubled, in flight, or issued in this step before."""
-        rows, rollouts, predicted = requests.rows, requests.rollouts, requests.predicted_pass_rate
-        name, size = self._selector.method.name, len(self._selector.pool)
-        if rows.ndim != 1 or rollouts.shape != rows.shape or rows.dtype.kind != "i" or rollouts.dtype.kind != "i":
-            raise MethodError(
-                f"{name}.propose must give integer rows (n,) and rollouts (n,), got {rows.shape}, {rollouts.shape}."
-            )
-        if predicted is not None and (predicted.shape != rows.shape or predicted.dtype.kind != "f"):
-            raise MethodError(f"{name}.propose must predict one float a row, shape {rows.shape}, got {predicted.shape}.")
-        if self.streaming and len(rows) > room:
-            raise MethodError(f"{name}.propose must ask for at most {room} prompts when streaming, got {len(rows)}.")
-        if len(rows) and (rows.min() < 0 or rows.max() >= size):
-            raise MethodError(f"{name}.propose must give rows in [0, {size}), got {int(rows.min())} … {int(rows.max())}.")
-        if len(np.unique(rows)) != len(rows):
-            raise MethodError(f"{name}.propose must give distinct rows, got {len(rows) - len(np.unique(rows))} repeats.")
-        if len(rollouts) and rollouts.min() < 1:
-            raise MethodError(f"{name}.propose must ask for at least one rollout a prompt, got {int(rollouts.min())}.")
-        busy = np.array([t.row for t in self._selector._open.values()], dtype=np.int64)
-        for taken, where in (
-            (busy, "is already in flight"),
-            *((issued, "this step rolled out before") for issued in self._issued),
-        ):
-            if len(np.intersect1d(rows, taken)):
-                raise MethodError(f"{name}.propose asked for a prompt that {where}.")
+        selector = self._selector
+        busy = [ticket.row for ticket in selector._open.values()]
+        check_requests(
+            selector.method.name,
+            requests,
+            pool_size=len(selector.pool),
+            most=room if self.streaming else None,
+            in_flight=[*busy, *selector._waiting.rows.tolist()],
+            issued=self._issued,
+        )
 
     def _fall_back(self, room: int, error: Exception) -> Requests:
         self._failed("propose", error, f"Prompts of this round of step {self.number} are drawn uniformly instead.")
@@ -204,21 +221,36 @@ class Stage:
         tickets = []
         for i, (row, rollouts) in enumerate(zip(requests.rows.tolist(), requests.rollouts.tolist(), strict=True)):
             p = None if predicted is None or not np.isfinite(predicted[i]) else float(predicted[i])
-            ticket = Ticket(
-                seq=selector._next_seq, row=row, prompt_id=selector.pool.ids[row], step=self.number, round=self.round,
-                policy_version=self.policy_version, rollouts=rollouts, predicted_pass_rate=p,
-            )  # fmt: skip
-            selector._next_seq += 1
-            selector._open[ticket.seq] = ticket
-            self._round_tickets[ticket.seq] = ticket
-            tickets.append(ticket)
+            tickets.append(self._ticket(row, rollouts, p, None))
         fresh = requests.rows[~selector._blocked[requests.rows]]  # methods that pick from the whole pool do not draw
         selector._blocked[fresh] = True
         self._offered.append(fresh)
         self._issued.append(requests.rows)
-        if tickets:
-            self.metrics.add(rounds=1)
         return tickets
+
+    def go_on(self, most: int) -> list[Ticket]:
+        """Tickets for at most `most` groups that wait for more rollouts, oldest first."""
+        waiting = self._selector._waiting
+        tickets = []
+        for begun in waiting.ready(self.number, most):
+            ticket = self._ticket(begun.first.row, begun.wanted, begun.first.predicted_pass_rate, begun.first.seq)
+            waiting.ask(begun.first.seq, ticket.seq)
+            tickets.append(ticket)
+        if tickets:
+            self._offered.append(np.array([ticket.row for ticket in tickets], dtype=np.int64))
+            self.metrics.add(continued=len(tickets))
+        return tickets
+
+    def _ticket(self, row: int, rollouts: int, predicted: float | None, continues: int | None) -> Ticket:
+        selector = self._selector
+        ticket = Ticket(
+            seq=selector._next_seq, row=row, prompt_id=selector.pool.ids[row], step=self.number, round=self.round,
+            policy_version=self.policy_version, rollouts=rollouts, predicted_pass_rate=predicted, continues=continues,
+        )  # fmt: skip
+        selector._next_seq += 1
+        selector._open[ticket.seq] = ticket
+        self._round_tickets[ticket.seq] = ticket
+        return ticket
 
     def accept(self, reported: Sequence[Outcome]) -> list[Outcome]:
         """Those outcomes whose ticket is open and agrees with what was issued; the rest are counted, once each.
@@ -231,7 +263,7 @@ class Stage:
         seen: set[int] = set()
         for outcome in reported:
             issued = held.get(outcome.ticket.seq)
-            if issued is None or outcome.ticket.seq in seen or outcome.ticket.seq in self._waiting:
+            if issued is None or outcome.ticket.seq in seen or outcome.ticket.seq in self._of_round:
                 known = outcome.ticket.seq < selector._next_seq
                 selector._totals["dup_outcomes"] += 1
                 if selector.strict:
@@ -258,30 +290,51 @@ class Stage:
         return good
 
     def settle(self, reported: Sequence[Outcome]) -> Judged:
-        """Judge and observe. A method of scope "batch" waits until the round is complete.
+        """Judge and, where the verdict is final, observe. A method of scope "batch" waits until the round is complete.
 
-        Tickets are closed last: where something raises, they are still open and can be reported again.
+        Tickets are closed last: where something raises, they are still open and can be reported again. Returns the groups
+        whose verdict is final.
         """
         selector = self._selector
         if selector.method.scope == "batch" and not self.streaming:
-            self._waiting.update((o.ticket.seq, o) for o in reported)
-            if any(seq not in self._waiting for seq in self._round_tickets):
+            self._of_round.update((o.ticket.seq, o) for o in reported)
+            if any(seq not in self._of_round for seq in self._round_tickets):
                 return _nothing()
-            reported, self._waiting = list(self._waiting.values()), {}
+            reported, self._of_round = list(self._of_round.values()), {}
         if not reported:
             return _nothing()
         ordered = sorted(reported, key=lambda o: o.ticket.seq)
-        groups = outcomes.stack(ordered, selector.problem)
+        stacked = outcomes.stack(ordered, selector.problem)
+        groups = selector._waiting.whole(stacked)
         verdicts = self._judge(groups)
-        self._observe(groups.select(np.flatnonzero(groups.valid.any(axis=1))))
-        for ticket in groups.tickets:
+        pending = verdicts.pending
+        final = np.flatnonzero(pending == 0)
+        judged = self._decide(groups.select(final), verdicts.select(final))
+        held = np.zeros(len(groups), dtype=np.int64) if verdicts.hold is None else verdicts.hold
+        for i in np.flatnonzero(pending).tolist():
+            not_before = self.number + 1 if held[i] else self.number
+            selector._waiting.add(groups.select(np.array([i])), int(pending[i]), not_before)
+        for ticket in stacked.tickets:
             selector._open.pop(ticket.seq, None)
             self._round_tickets.pop(ticket.seq, None)
         if self.streaming:
-            selector._blocked[groups.rows] = False
-        self._count(groups)
-        for reason in set(verdicts.reasons) - {""}:
-            self.metrics.add(**{f"dropped_{reason}": verdicts.reasons.count(reason)})
+            self._free_up(judged.groups.rows)
+        self.accounts.rollouts(selector, stacked)
+        return judged
+
+    def _decide(self, groups: Groups, verdicts: Verdicts) -> Judged:
+        """The verdicts are final: learn from the groups, retire prompts, count."""
+        selector = self._selector
+        inside = np.arange(groups.rewards.shape[1]) < groups.asked[:, None]
+        trained = inside if verdicts.trained is None else inside & verdicts.trained
+        weights = trained.astype(np.float64) if verdicts.weights is None else np.where(trained, verdicts.weights, 0.0)
+        groups = replace(groups, trained=trained & verdicts.keep[:, None], weights=weights)
+        self._observe(groups.select(np.flatnonzero(groups.valid.any(axis=1))))
+        for ticket in groups.tickets:
+            selector._waiting.remove(ticket.seq)
+        if verdicts.retire is not None and verdicts.retire.any():
+            selector._retired.add(groups.rows[verdicts.retire], self.epoch)
+        self.accounts.groups(selector, groups, verdicts)
         return Judged(groups, verdicts)
 
     def _judge(self, groups: Groups) -> Verdicts:
@@ -289,10 +342,7 @@ class Stage:
         before = _copies(selector.method.state().shared)
         try:
             verdicts = selector.method.judge(groups, self)
-            if verdicts.keep.shape != (len(groups),) or len(verdicts.reasons) != len(groups):
-                raise MethodError(
-                    f"{selector.method.name}.judge must answer for {len(groups)} groups, got {verdicts.keep.shape}."
-                )
+            check_verdicts(selector.method.name, verdicts, groups)
             return verdicts
         except Exception as error:
             if selector.strict:
@@ -326,42 +376,16 @@ class Stage:
         selector.problem(MethodError(f"{selector.method.name}.{what} failed: {type(error).__name__}: {error}. {then}"))
         self.metrics.set(degraded=1.0)
 
-    def _count(self, groups: Groups) -> None:
-        """The counts that every method shares: before any gate, dropped groups included."""
-        selector = self._selector
-        kind = kinds.group_kinds(groups.rewards, groups.valid, groups.correct, correct_at=selector.correct_at)
-        complete = groups.valid.sum(axis=1) >= 2
-        responses = float(sum(t.rollouts for t in groups.tickets))
-        self.metrics.add(
-            rolled_out=len(groups),
-            responses=responses,
-            response_tokens=float(groups.response_tokens.sum()),
-            missing_rollouts=responses - float(groups.valid.sum()),
-            truncated=float(groups.truncated.sum()),
-            incomplete=float((~complete).sum()),
-            mixed=float(((kind == kinds.MIXED) & complete).sum()),
-            all_pass=float(((kind == kinds.EASY) & complete).sum()),
-            all_fail=float(((kind == kinds.HARD) & complete).sum()),
-        )
-        selector._totals["rollouts_total"] += responses
-        selector._totals["tokens_total"] += float(groups.response_tokens.sum())
-        entropy = np.array([self._entropies.get(r, np.nan) for r in groups.rows.tolist()])
-        if np.isfinite(entropy).any():
-            passed = np.where(np.isnan(groups.correct), groups.rewards >= selector.correct_at, groups.correct > 0.5)
-            unknown = np.full(len(groups), np.nan)
-            passes = (passed & groups.valid).sum(axis=1)
-            rate = np.divide(passes, groups.valid.sum(axis=1), where=complete, out=unknown)
-            selector._premise.add(entropy, (kind == kinds.MIXED).astype(np.float64), rate)
-
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def cancel_unreported(self) -> Judged:
         """Tickets of the round that the host never reported are cancelled: not outcomes, and free to be chosen again."""
         selector = self._selector
-        left = [t for seq, t in self._round_tickets.items() if seq not in self._waiting]
+        left = [t for seq, t in self._round_tickets.items() if seq not in self._of_round]
         for ticket in left:
-            selector._open.pop(ticket.seq, None)
-            self._round_tickets.pop(ticket.seq, None)
+            if ticket.continues is None:
+                selector._open.pop(ticket.seq, None)
+                self._round_tickets.pop(ticket.seq, None)
         if left:
             self.metrics.add(unreported=len(left))
             selector.problem(
@@ -370,20 +394,27 @@ class Stage:
                     f"prompt {left[0].prompt_id!r}). They are cancelled; report failed rollouts with rewards of None."
                 )
             )
-        return self.settle([])
+        # a group that was begun is judged on what there is: the rest of it never came
+        return self.settle([Outcome(ticket=ticket, rewards=[]) for ticket in left if ticket.continues is not None])
 
     def release_offered(self) -> None:
-        """Make everything this step offered choosable again."""
-        for rows in self._offered:
-            self._selector._blocked[rows] = False
-        self._offered = []
+        """Make everything this step offered choosable again, but for prompts that are in flight, wait or are retired."""
+        offered, self._offered = self._offered, []
+        for rows in offered:
+            self._free_up(rows)
+
+    def _free_up(self, rows: Ints) -> None:
+        selector = self._selector
+        selector._blocked[rows] = False
+        for still in (selector._waiting.rows, selector._retired.rows):
+            selector._blocked[still] = True
 
     def release_unissued(self) -> None:
         """Streaming: what was drawn and not issued is free again; issued prompts stay in flight."""
         self.release_offered()
         busy = {ticket.row for ticket in self._selector._open.values()}
         self._selector._blocked[list(busy)] = True
-        self._entropies = {row: value for row, value in self._entropies.items() if row in busy}
+        self.accounts.forget_scores(busy)
         self._round_tickets = {}
         self._issued = []
 
@@ -391,6 +422,7 @@ class Stage:
         """Streaming: the metrics so far, with totals and what is in flight."""
         selector = self._selector
         self.metrics.set(step=selector._number, in_flight=float(len(selector._open)), **selector._totals)
+        self.metrics.set(**self.accounts.predictions())
         return self.metrics.as_dict()
 
     def roll_back(self) -> None:
@@ -399,8 +431,10 @@ class Stage:
         for seq in self._round_tickets:
             selector._open.pop(seq, None)
         self._round_tickets = {}
-        self._waiting = {}
+        self._of_round = {}
+        selector._waiting, selector._retired = self._undo_waiting, self._undo_retired
         self.release_offered()
+        self._free_up(np.empty(0, dtype=np.int64))
         self._restore_shared(self._undo_shared, self._undo_rows)
         self._undo_rows = []
         selector._stream.position = self._undo_position

@@ -41,8 +41,15 @@ class Step:
                 selector._open.pop(ticket.seq, None)
                 selector._blocked[ticket.row] = False
             selector._reissue = []
+            selector._waiting.forget_asked()
         self._stage.aim(selector._number, self._policy_version, {})
         self._stage.mark()
+        try:
+            self._stage.begin()
+        except BaseException:  # strict mode
+            self._stage.roll_back()
+            selector._current = None
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -84,9 +91,13 @@ class Step:
         selector.check_signals({*(signals or {}), *ROLLOUT_SIGNALS})
         stage.aim(selector._number, self._policy_version, signals or {})
         while self.missing > 0:
-            tickets = stage.issue(stage.propose(self.missing))
+            tickets = stage.go_on(self.missing)
+            room = self.missing - len(tickets)
+            if room > 0:
+                tickets += stage.issue(stage.propose(room))
             if not tickets:
                 break
+            stage.metrics.add(rounds=1)
             yield tickets
             self._take_in(stage.cancel_unreported())
             stage.round += 1
@@ -111,7 +122,8 @@ class Step:
     def training_batch(self) -> Groups:
         """The first `batch_size` kept groups in the order in which they were requested; fewer if the step ended short.
 
-        Raises ShortfallError if not one group was kept.
+        Together they train on at most batch_size x group_size rollouts: what goes beyond is left out. `trained` and `weights`
+        say which rollouts of each group count, and how much. Raises ShortfallError if not one group was kept.
         """
         kept = _in_request_order(self._kept)
         if kept is None or len(kept) == 0:
@@ -119,7 +131,9 @@ class Step:
                 f"Step {self._selector._number} has no group to train on: {self._counts()}. Lower the bar (another gate, more "
                 "rounds), add prompts of other difficulty, or train on a zero-variance batch on purpose."
             )
-        return kept.select(np.arange(min(len(kept), self._selector.batch_size)))
+        first = kept.select(np.arange(min(len(kept), self._selector.batch_size)))
+        within = np.cumsum(first.trained.sum(axis=1)) <= self._selector.batch_size * self._selector.group_size
+        return first if within.all() else first.select(np.flatnonzero(within))
 
     @property
     def fillers(self) -> Groups | None:
@@ -143,11 +157,13 @@ class Step:
             "short_groups": float(max(0, self._selector.batch_size - kept)),
             "surplus": float(max(0, kept - self._selector.batch_size)),
             "topup_rounds": max(0.0, m.get("rounds") - 1),
-            "epoch": self._selector._stream.position / len(self._selector.pool),
+            "epoch": self._stage.epoch,
         }
         if rolled:
             values |= {f"{name}_frac": m.get(name) / rolled for name in ("mixed", "all_pass", "all_fail")}
-        return values | self._selector._premise.correlations()
+        if len(self._selector._waiting):
+            values["waiting"] = float(len(self._selector._waiting))
+        return values | self._stage.accounts.predictions() | self._selector._premise.correlations()
 
 
 def _in_request_order(parts: Sequence[Groups]) -> Groups | None:

@@ -206,6 +206,25 @@ class Verdicts:
         """Keep where `keep` is true, drop the rest for one `reason`."""
         return cls(keep, tuple("" if k else reason for k in keep))
 
+    @property
+    def pending(self) -> Ints:
+        """(n,) rollouts that each group is to get before it is judged again; 0 where the verdict is final."""
+        pending = np.zeros(len(self.keep), dtype=np.int64)
+        for wanted in (self.more, self.hold):
+            pending += 0 if wanted is None else wanted
+        return pending
+
+    def select(self, index: Ints) -> Verdicts:
+        """The verdicts at `index`, in that order."""
+
+        def at(array: Array | None) -> Any:
+            return None if array is None else array[index]
+
+        return Verdicts(
+            self.keep[index], tuple(self.reasons[i] for i in index), more=at(self.more), hold=at(self.hold),
+            retire=at(self.retire), trained=at(self.trained), weights=at(self.weights),
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class MethodState:

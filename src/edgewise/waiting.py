@@ -1,0 +1,172 @@
+"""Groups that were begun and wait for more rollouts (`Verdicts.more`, `hold`), and prompts retired for this pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from edgewise import outcomes
+from edgewise.types import GROUP_ARRAYS, Array, Groups, Ints, Ticket
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """One group so far.
+
+    group: its rollouts, as `Groups` of one.  wanted: rollouts to add, >= 1.  not_before: first selector step that may ask.
+    asked: the ticket that asks for them, once it was issued.
+    """
+
+    group: Groups
+    wanted: int
+    not_before: int
+    asked: int | None = None
+
+    @property
+    def first(self) -> Ticket:
+        """The ticket that began the group."""
+        return self.group.tickets[0]
+
+
+class Waiting:
+    """All groups that wait, by the `seq` of their first ticket; oldest first."""
+
+    def __init__(self) -> None:
+        self._begun: dict[int, Begun] = {}
+
+    def __len__(self) -> int:
+        return len(self._begun)
+
+    def __contains__(self, seq: int) -> bool:
+        return seq in self._begun
+
+    def __getitem__(self, seq: int) -> Begun:
+        return self._begun[seq]
+
+    @property
+    def rows(self) -> Ints:
+        """(n,) pool rows whose group waits: they are not to be offered."""
+        return np.array([begun.first.row for begun in self._begun.values()], dtype=np.int64)
+
+    @property
+    def seqs(self) -> list[int]:
+        """First tickets of all groups that wait."""
+        return sorted(self._begun)
+
+    def copy(self) -> Waiting:
+        """As it is now; what it holds never changes."""
+        other = Waiting()
+        other._begun = dict(self._begun)
+        return other
+
+    def add(self, group: Groups, wanted: int, not_before: int) -> None:
+        """Let a group (of one) wait for `wanted` more rollouts, from step `not_before` on."""
+        self._begun[group.tickets[0].seq] = Begun(group, wanted, not_before)
+
+    def ready(self, step: int, most: int) -> list[Begun]:
+        """At most `most` groups that may be continued in `step` and were not asked for yet, oldest first."""
+        ready = [self._begun[seq] for seq in sorted(self._begun)]
+        return [begun for begun in ready if begun.asked is None and begun.not_before <= step][:most]
+
+    def stale(self, policy_version: int, limit: int) -> list[Begun]:
+        """Groups begun more than `limit` policy versions ago and not asked for."""
+        begun = [self._begun[seq] for seq in sorted(self._begun)]
+        return [b for b in begun if b.asked is None and policy_version - b.first.policy_version > limit]
+
+    def ask(self, first: int, seq: int) -> None:
+        """Note that ticket `seq` asks for the rest of the group that ticket `first` began."""
+        self._begun[first] = replace(self._begun[first], asked=seq)
+
+    def forget_asked(self) -> None:
+        """The tickets that asked are void (a step was cut off): the groups wait again."""
+        self._begun = {first: replace(begun, asked=None) for first, begun in self._begun.items()}
+
+    def remove(self, first: int) -> None:
+        """The group is whole, or given up."""
+        self._begun.pop(first, None)
+
+    def whole(self, groups: Groups) -> Groups:
+        """Reported groups, with those that continue one put together with what was there before. Changes nothing."""
+        if all(ticket.continues is None for ticket in groups.tickets):
+            return groups
+        parts = []
+        for i, ticket in enumerate(groups.tickets):
+            part = groups.select(np.array([i]))
+            parts.append(part if ticket.continues is None else outcomes.continued(self._begun[ticket.continues].group, part))
+        return outcomes.joined(parts)
+
+    # -- saved -----------------------------------------------------------------------------------------------------
+
+    def header(self) -> list[dict[str, Any]]:
+        """What of it goes into the header of a saved state, oldest first."""
+        held = [self._begun[seq] for seq in self.seqs]
+        return [{"ticket": asdict(b.first), "wanted": b.wanted, "not_before": b.not_before, "asked": b.asked} for b in held]
+
+    def arrays(self) -> dict[str, Array]:
+        """The rest of it, as arrays; empty where nothing waits."""
+        if not self._begun:
+            return {}
+        groups = outcomes.joined([self._begun[seq].group for seq in self.seqs])
+        return {f"waiting_{name}": getattr(groups, name) for name in GROUP_ARRAYS}
+
+    @classmethod
+    def restored(cls, header: Sequence[dict[str, Any]], arrays: dict[str, Array]) -> Waiting:
+        """The inverse. Raises KeyError, TypeError, ValueError or IndexError for anything that does not fit."""
+        waiting = cls()
+        if not header:
+            return waiting
+        tickets = tuple(Ticket(**entry["ticket"]) for entry in header)
+        columns = {name: np.array(arrays[f"waiting_{name}"]) for name in GROUP_ARRAYS}
+        if any(len(column) != len(tickets) for column in columns.values()):
+            raise ValueError("groups that wait and their arrays differ in number")
+        groups = Groups(tickets=tickets, **columns)
+        for i, entry in enumerate(header):
+            asked = None if entry["asked"] is None else int(entry["asked"])
+            waiting._begun[tickets[i].seq] = Begun(
+                groups.select(np.array([i])), int(entry["wanted"]), int(entry["not_before"]), asked
+            )
+        return waiting
+
+
+class Retired:
+    """Prompts that are not offered again in this pass over the pool: row -> the pass in which it may be offered again."""
+
+    def __init__(self, until: dict[int, int] | None = None) -> None:
+        self._until = dict(until or {})
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    @property
+    def rows(self) -> Ints:
+        """(n,) pool rows."""
+        return np.array(list(self._until), dtype=np.int64)
+
+    def copy(self) -> Retired:
+        """As it is now."""
+        return Retired(self._until)
+
+    def add(self, rows: Ints, epoch: float) -> None:
+        """Retire `rows` for the rest of the pass that `epoch` is in."""
+        self._until |= dict.fromkeys(rows.tolist(), int(epoch) + 1)
+
+    def remove(self, rows: Ints) -> None:
+        """These may be offered again."""
+        for row in rows.tolist():
+            self._until.pop(row, None)
+
+    def back(self, epoch: float) -> Ints:
+        """(n,) rows whose pass is over."""
+        return np.array([row for row, until in self._until.items() if until <= epoch], dtype=np.int64)
+
+    def arrays(self) -> dict[str, Array]:
+        """What a saved state keeps."""
+        return {"retired": np.array(list(self._until.items()), dtype=np.int64).reshape(-1, 2)} if self._until else {}
+
+    @classmethod
+    def restored(cls, arrays: dict[str, Array]) -> Retired:
+        """The inverse."""
+        return cls({int(row): int(until) for row, until in arrays.get("retired", np.empty((0, 2)))})
