@@ -3,7 +3,8 @@
 entropy = PromptEntropy(model)                        # any Hugging Face causal language model
 values = entropy(prompt_ids)                          # (n,) nats, NaN for prompts of fewer than two tokens
 entropy.last_cost                                     # seconds, tokens, padding, memory of that call
-response_entropy(entropy.tokens, prompt_ids, completion_ids)     # (n,) nats, for HIVE with lambda < 1
+response_entropy(entropy.tokens, prompt_ids, completion_ids)     # (n,) nats, one a rollout: HIVE with lambda < 1, PREPO, DEPO
+PromptPerplexity(model)(prompt_ids)                   # (n,) >= 1, for PREPO
 """
 
 from __future__ import annotations
@@ -19,5 +20,9 @@ except ModuleNotFoundError as error:  # pragma: no cover - exercised only where 
 from edgewise.signals.entropy import PromptEntropy, TokenEntropy, response_entropy, shared_prefix_length
 from edgewise.signals.forward import Cost
 from edgewise.signals.head import LogitTransform
+from edgewise.signals.perplexity import PromptPerplexity, TokenSurprisal, span_masks
 
-__all__ = ["Cost", "LogitTransform", "PromptEntropy", "TokenEntropy", "response_entropy", "shared_prefix_length"]
+__all__ = [
+    "Cost", "LogitTransform", "PromptEntropy", "PromptPerplexity", "TokenEntropy", "TokenSurprisal", "response_entropy",
+    "shared_prefix_length", "span_masks",
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Token entropies of given sequences under a model: batching, the forward, and what it cost. Leaves no trace in the model."""
+"""Numbers of the tokens of given sequences under a model: batching, forward, cost. Leaves no trace in the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgewise.errors import SignalError
 from edgewise.signals.head import OutputHead, Parts
-from edgewise.signals.online_entropy import entropy_of_tiles
+from edgewise.signals.online_entropy import entropy_of_tiles, surprisal_of_tiles
 from edgewise.types import Ints
 
 PaddingSide = Literal["right", "left"]
@@ -125,14 +125,31 @@ def head_entropies(hidden: Tensor, head: OutputHead, *, temperature: float, rows
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
 
 
-def token_arrays(sequences: Sequence[Any], vocabulary: int) -> list[Ints]:
+def head_surprisals(hidden: Tensor, targets: Ints, head: OutputHead, *, temperature: float, rows: int, tile: int) -> Tensor:
+    """-ln softmax(logits / temperature)[target] in nats for each row of `hidden` (T, d). Returns (T,) float32.
+
+    Exact and in blocks, like `head_entropies`. targets: (T,) token ids.
+    """
+    if head.weight is not None:
+        hidden = hidden.to(head.weight.device)
+    wanted = torch.from_numpy(targets).to(hidden.device)
+    rows = head.rows_at_once(rows, tile)
+    parts = []
+    for start in range(0, len(hidden), rows):
+        tiles = head.tiles(hidden[start : start + rows], tile)
+        scaled = (z if temperature == 1.0 else z.div_(temperature) for z in tiles)
+        parts.append(surprisal_of_tiles(scaled, wanted[start : start + rows]))
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
+def token_arrays(sequences: Sequence[Any], vocabulary: int, *, owner: str = "TokenEntropy") -> list[Ints]:
     """The sequences as flat arrays. Refuses token ids outside the embedding, which would end a GPU process's CUDA context."""
     arrays = []
     for i, sequence in enumerate(sequences):
         ids = np.asarray(sequence)
         if ids.ndim != 1 or (len(ids) and not (ids.dtype.kind in "iu" and ids.min() >= 0 and ids.max() < vocabulary)):
             raise SignalError(
-                f"TokenEntropy: sequence {i} must be a flat list of token ids in [0, {vocabulary}), got shape {ids.shape} of "
+                f"{owner}: sequence {i} must be a flat list of token ids in [0, {vocabulary}), got shape {ids.shape} of "
                 f"{ids.dtype}"
                 + (f" with values from {ids.min()} to {ids.max()}" if ids.dtype.kind in "iuf" and ids.size else "")
                 + ". Tokenize with the tokenizer that belongs to this model, and pass ids without padding."

@@ -154,13 +154,15 @@ class Parts:
     head: OutputHead
 
 
-def find_parts(model: nn.Module, transform: LogitTransform | None = None) -> Parts:
+def find_parts(model: nn.Module, transform: LogitTransform | None = None, *, owner: str = "PromptEntropy") -> Parts:
     """Look through wrappers (DDP, torch.compile, PEFT; adapters stay active) and find decoder and head.
 
     Looked up anew at each call, because trainers and PEFT replace modules. Raises SignalError naming what is missing.
+
+    owner: the class that asks, for the messages.
     """
-    inner = _unwrap(model)
-    where = f"PromptEntropy(model={type(inner).__name__})"
+    inner = _unwrap(model, owner)
+    where = f"{owner}(model={type(inner).__name__})"
     config = getattr(inner, "config", None)
     if config is None or not hasattr(inner, "get_output_embeddings"):
         raise SignalError(
@@ -168,7 +170,7 @@ def find_parts(model: nn.Module, transform: LogitTransform | None = None) -> Par
             f"got {type(model).__module__}.{type(model).__qualname__}. Pass the model that `AutoModelForCausalLM` gave you."
         )
     if getattr(config, "is_encoder_decoder", False):
-        raise SignalError(f"{where}: prompt entropy is defined for decoder-only models; this one is an encoder-decoder.")
+        raise SignalError(f"{where}: the signal is defined for decoder-only models; this one is an encoder-decoder.")
     _refuse_sharded(inner, where)
     module = inner.get_output_embeddings()
     decoder = getattr(inner, "base_model", inner)  # what the model's own forward calls; not `get_decoder`, which may go deeper
@@ -184,7 +186,7 @@ def find_parts(model: nn.Module, transform: LogitTransform | None = None) -> Par
     return Parts(model=inner, decoder=decoder, head=OutputHead.of_module(module, transform, size))
 
 
-def _unwrap(model: nn.Module) -> Any:
+def _unwrap(model: nn.Module, owner: str) -> Any:
     inner: Any = model
     while True:
         if isinstance(inner, nn.parallel.DistributedDataParallel | nn.DataParallel):
@@ -194,9 +196,9 @@ def _unwrap(model: nn.Module) -> Any:
         elif hasattr(inner, "peft_config") and hasattr(inner, "get_base_model"):
             if any(getattr(config, "is_prompt_learning", False) for config in inner.peft_config.values()):
                 raise SignalError(
-                    f"PromptEntropy(model={type(inner).__name__}): prompt-learning adapters (prefix or prompt tuning) add "
-                    "virtual tokens, for which prompt entropy is not defined. Use LoRA-like adapters, or a method that "
-                    "needs no prompt entropy, for example 'greso'."
+                    f"{owner}(model={type(inner).__name__}): prompt-learning adapters (prefix or prompt tuning) add "
+                    "virtual tokens, for which this signal is not defined. Use LoRA-like adapters, or a method that "
+                    "needs no such signal, for example 'greso'."
                 )
             inner = inner.get_base_model()
         else:
@@ -216,5 +218,5 @@ def _refuse_sharded(model: nn.Module, where: str) -> None:
     if kind:
         raise SignalError(
             f"{where}: every rank must hold whole weights (one device, DDP, ZeRO-1 or ZeRO-2), but these are sharded by "
-            f"{kind}. Use a method that needs no prompt entropy, for example 'greso', or gather the model first."
+            f"{kind}. Use a method that needs no such signal, for example 'greso', or gather the model first."
         )

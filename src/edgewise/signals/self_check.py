@@ -27,11 +27,13 @@ class SelfCheck:
     rounded_error: float
 
 
-def self_check(parts: Parts, ids: Ints, *, rows: int, tile: int) -> SelfCheck:
+def self_check(parts: Parts, ids: Ints, *, rows: int, tile: int, owner: str = "PromptEntropy") -> SelfCheck:
     """Compare on the first at most 64 tokens of one prompt. Raises SignalError if |mean error| > 2e-3 nats.
 
     The reference is the float64 entropy of the logits that the model class's own forward gives: without what a trainer has
     patched onto the instance (TRL's fused head, Accelerate's autocast), with PEFT's adapters, which live in the modules.
+
+    owner: the class that asks, for the messages.
     """
     ids = ids[:ROWS]
     device = parts.model.get_input_embeddings().weight.device
@@ -42,10 +44,10 @@ def self_check(parts: Parts, ids: Ints, *, rows: int, tile: int) -> SelfCheck:
     head = parts.head
     if own.shape != (len(ids), head.vocabulary):
         raise SignalError(
-            f"PromptEntropy(model={type(parts.model).__name__}): the self-check expected logits of shape "
+            f"{owner}(model={type(parts.model).__name__}): the self-check expected logits of shape "
             f"{(len(ids), head.vocabulary)}, the model's own forward gave {tuple(own.shape)}. Its head is not the one found "
             "here. Pass transform=LogitTransform(vocabulary=...) if the model cuts its logits, or use a method that needs no "
-            "prompt entropy, for example 'greso'."
+            "such signal, for example 'greso'."
         )
     expected = _exact(own)
     ours = head_entropies(hidden, head, temperature=1.0, rows=rows, tile=tile).to(expected.device)
@@ -59,11 +61,11 @@ def self_check(parts: Parts, ids: Ints, *, rows: int, tile: int) -> SelfCheck:
     check = SelfCheck(rows=len(ids), mean_error=mean_error, rounded_error=rounded_error)
     if not min(abs(mean_error), abs(rounded_error)) <= TOLERANCE:  # also refuses NaN
         raise SignalError(
-            f"PromptEntropy(model={type(parts.model).__name__}): the self-check failed. Over {check.rows} rows our entropy "
+            f"{owner}(model={type(parts.model).__name__}): the self-check failed. Over {check.rows} rows our entropy "
             f"differs from that of the model's own logits by {mean_error:+.4f} nats on average; |mean error| <= {TOLERANCE} is "
             f"required. Most likely this model transforms its logits in a way not known here (assumed: {head.transform}). Pass "
             "transform=LogitTransform(multiply=..., divide=..., soft_cap=...) with what its forward does after the output "
-            "head, or use a method that needs no prompt entropy, for example 'greso'."
+            "head, or use a method that needs no such signal, for example 'greso'."
         )
     return check
 
