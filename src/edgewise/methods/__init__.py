@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from edgewise.errors import ConfigError, nearest
 from edgewise.method import Method
-from edgewise.methods import hive, oracle, presets
+from edgewise.methods import hive, insight, mapp, mopps, oracle, presets
 from edgewise.methods.entry import Entry, Scalar
 from edgewise.types import PASS_RATE, Signal
 
@@ -16,6 +16,9 @@ __all__ = ["METHODS", "Entry", "Scalar", "make", "methods_without"]
 METHODS: dict[str, Entry] = {
     **hive.ENTRIES,
     **presets.ENTRIES,
+    **mopps.ENTRIES,
+    **insight.ENTRIES,
+    **mapp.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
