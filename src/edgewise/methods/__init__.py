@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from edgewise.errors import ConfigError, nearest
 from edgewise.method import Method
-from edgewise.methods import hive, insight, mapp, mopps, oracle, presets
+from edgewise.methods import adarft, ads, dump, hive, insight, mapp, mopps, oracle, presets, sec
 from edgewise.methods.entry import Entry, Scalar
 from edgewise.types import PASS_RATE, Signal
 
@@ -19,6 +19,10 @@ METHODS: dict[str, Entry] = {
     **mopps.ENTRIES,
     **insight.ENTRIES,
     **mapp.ENTRIES,
+    **adarft.ENTRIES,
+    **sec.ENTRIES,
+    **dump.ENTRIES,
+    **ads.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
