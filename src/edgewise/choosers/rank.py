@@ -2,6 +2,7 @@
 
     top_k           the highest scores
     proportional    P(next) = s^(1/T) / Σ s^(1/T)  over those left      = the n largest of  ln(s)/T + Gumbel
+    in_order        the first candidates as they come, whatever their score
     softmax         P(next) = e^(s/T) / Σ e^(s/T)  over those left      = the n largest of  s/T + Gumbel
 
 Drawing one at a time without replacement and taking the n largest perturbed scores are the same distribution (Gumbel-top-n:
@@ -83,9 +84,21 @@ class Softmax:
         return _race(logits, ranked, most, rng)
 
 
+@dataclass(frozen=True)
+class InOrder:
+    """The first candidates as they come: for methods that take the stream as it is and choose rollouts only."""
+
+    name: ClassVar[str] = "in_order"
+
+    def __call__(self, scores: Floats, most: int, rng: np.random.Generator) -> Ints:
+        """(m,) positions 0, 1, 2 …"""
+        del rng
+        return _first(np.arange(len(scores)), most)
+
+
 Chooser = Callable[[Floats, int, np.random.Generator], Ints]
 
-CHOOSERS: dict[str, Callable[..., Chooser]] = {c.name: c for c in (TopK, Proportional, Softmax)}
+CHOOSERS: dict[str, Callable[..., Chooser]] = {c.name: c for c in (TopK, Proportional, Softmax, InOrder)}
 """Every chooser by the name that compositions write."""
 
 

@@ -88,7 +88,7 @@ class Composition(DynamicSampling):
         prediction = self._parts.belief.predict(rows, step)
         chosen = self.choose(rows, prediction, target, step)
         believed = prediction.select(chosen)
-        return Requests(rows[chosen], self.allocate(believed, step), believed.mean)
+        return Requests(rows[chosen], self.rollouts(rows[chosen], believed, step), believed.mean)
 
     def candidate_rows(self, target: int, step: StepView) -> Ints:
         """(n,) distinct rows that could be asked for now."""
@@ -123,6 +123,11 @@ class Composition(DynamicSampling):
             )
             scores = np.where(bad, -np.inf, scores)
         return scores
+
+    def rollouts(self, rows: Ints, believed: Prediction, step: StepView) -> Ints:
+        """(m,) rollouts of each chosen prompt, for children whose allocation looks at more than the belief."""
+        del rows
+        return self.allocate(believed, step)
 
     def allocate(self, believed: Prediction, step: StepView) -> Ints:
         """(m,) rollouts of each chosen prompt."""
