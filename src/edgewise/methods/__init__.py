@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from edgewise.errors import ConfigError, nearest
 from edgewise.method import Method
-from edgewise.methods import adarft, ads, dump, hive, insight, mapp, mopps, oracle, presets, sec
+from edgewise.methods import adarft, ads, dps, dump, hive, insight, mapp, mopps, oracle, prepo, presets, sec
 from edgewise.methods.entry import Entry, Scalar
 from edgewise.types import PASS_RATE, Signal
 
@@ -23,6 +23,8 @@ METHODS: dict[str, Entry] = {
     **sec.ENTRIES,
     **dump.ENTRIES,
     **ads.ENTRIES,
+    **dps.ENTRIES,
+    **prepo.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
