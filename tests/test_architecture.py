@@ -41,10 +41,12 @@ LEVELS = {
     "choosers": 4,
     "allocators": 4,
     "signals": 4,
+    "synthetic": 4,  # made-up signals, for the laboratory and the conformance suite
     "methods": 5,
     "selector": 6,
     "__init__": 7,  # the front door; nobody inside the package goes through it
     "hosts": 7,
+    "testing": 7,
     "report": 7,  # draws plain records; it knows no lab
     "lab": 9,
     "doctor": 10,  # these two are verbs of the command line that need no lab but its table
