@@ -207,10 +207,10 @@ def test_a_state_of_another_pool_changes_nothing() -> None:
 @pytest.mark.parametrize(
     ("parameters", "message"),
     [
-        ({"decay": 1.5}, "BetaBelief(decay=...) must be in [0, 1], got 1.5. 1 forgets nothing."),
-        ({"decay": float("nan")}, "BetaBelief(decay=...) must be in [0, 1], got nan."),
-        ({"prior_alpha": 0.0}, "BetaBelief(prior_alpha=...) must be above 0, got 0.0."),
-        ({"prior_strength": -1}, "BetaBelief(prior_strength=...) must be above 0, got -1."),
+        ({"decay": 1.5}, "BetaBelief(decay=...) must be a number of at least 0 and at most 1, got 1.5. 1 forgets nothing."),
+        ({"decay": float("nan")}, "BetaBelief(decay=...) must be a number of at least 0 and at most 1, got nan."),
+        ({"prior_alpha": 0.0}, "BetaBelief(prior_alpha=...) must be a number above 0, got 0.0."),
+        ({"prior_strength": -1}, "BetaBelief(prior_strength=...) must be a number above 0, got -1."),
         ({"prior": "sharp"}, "BetaBelief(prior=...) must be 'flat' or 'signal', got 'sharp'."),
         ({"reset_every": 0}, "BetaBelief(reset_every=...) must be a whole number >= 1, got 0. None never resets."),
         ({"reset_every": True}, "BetaBelief(reset_every=...) must be a whole number >= 1, got True."),

@@ -10,13 +10,14 @@ never ages. At a constant group size n the evidence α + β tends to α₀ + β�
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from edgewise.beliefs import checks
 from edgewise.beliefs.base import Belief
-from edgewise.errors import ConfigError, SignalError, StateMismatchError
+from edgewise.errors import ConfigError, SignalError
 from edgewise.method import StepView
 from edgewise.prediction import Prediction, Visits
 from edgewise.types import Array, Bools, Floats, Ints, MethodState, Setting, Signal
@@ -25,7 +26,7 @@ PASS_RATE_PRIOR: Signal = "pass_rate_prior"
 """(n,) in [0, 1]: a guess at each prompt's pass rate from before the run: offline rollouts, another model, a predictor. It
 must not change during a run."""
 
-_SUREST = 0.02  # no guess from outside is trusted to be 0 or 1 [insight.md §6.2]
+_SUREST = 0.02  # no guess from outside is trusted to be 0 or 1 [choice]
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,13 +60,16 @@ class BetaBelief(Belief):
     period: npt.NDArray[np.uint32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._require("decay", _number(self.decay) and 0.0 <= self.decay <= 1.0, "must be in [0, 1]", "1 forgets nothing.")
+        checks.number(self, "decay", low=0.0, high=1.0, advice="1 forgets nothing.")
         for name in ("prior_alpha", "prior_beta", "prior_strength"):
-            value = getattr(self, name)
-            self._require(name, _number(value) and value > 0.0, "must be above 0", "Beta(1, 1) is uniform.")
-        self._require("prior", self.prior in ("flat", "signal"), "must be 'flat' or 'signal'", "")
+            checks.number(self, name, low=0.0, above=True, advice="Beta(1, 1) is uniform.")
+        if self.prior not in ("flat", "signal"):
+            raise ConfigError(f"BetaBelief(prior=...) must be 'flat' or 'signal', got {self.prior!r}.")
         whole = isinstance(self.reset_every, int) and not isinstance(self.reset_every, bool) and self.reset_every >= 1
-        self._require("reset_every", self.reset_every is None or whole, "must be a whole number >= 1", "None never resets.")
+        if self.reset_every is not None and not whole:
+            raise ConfigError(
+                f"BetaBelief(reset_every=...) must be a whole number >= 1, got {self.reset_every!r}. None never resets."
+            )
         self.needs = frozenset({PASS_RATE_PRIOR}) if self.prior == "signal" else frozenset()
 
     def start(self, setting: Setting) -> None:
@@ -120,24 +124,8 @@ class BetaBelief(Belief):
         return MethodState(prompts=self._arrays())
 
     def restore(self, state: MethodState) -> None:
-        live = self._arrays()
-        for name, array in live.items():
-            got = state.prompts[name].shape if name in state.prompts else "nothing"
-            if got != array.shape:
-                raise StateMismatchError(
-                    f"BetaBelief.restore: {name!r} must have shape {array.shape}, got {got}. Use a state of this pool."
-                )
-        for name, array in live.items():
-            array[...] = state.prompts[name]
+        checks.refill(self, self._arrays(), state.prompts)
 
     def _arrays(self) -> dict[str, Array]:
         arrays: dict[str, Array] = {"passed": self.passed, "failed": self.failed, "visits": self.visits}
         return arrays if self.reset_every is None else {**arrays, "period": self.period}
-
-    def _require(self, name: str, good: bool, rule: str, advice: str) -> None:
-        if not good:
-            raise ConfigError(f"BetaBelief({name}=...) {rule}, got {getattr(self, name)!r}.{' ' * bool(advice)}{advice}")
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))

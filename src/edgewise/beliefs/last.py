@@ -8,8 +8,9 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from edgewise.beliefs import checks
 from edgewise.beliefs.base import Belief
-from edgewise.errors import ConfigError, StateMismatchError
+from edgewise.errors import ConfigError
 from edgewise.method import StepView
 from edgewise.prediction import Prediction, Visits
 from edgewise.types import Array, Bools, Ints, MethodState, Setting
@@ -61,15 +62,7 @@ class LastRate(Belief):
         return MethodState(prompts=self._arrays())
 
     def restore(self, state: MethodState) -> None:
-        live = self._arrays()
-        for name, array in live.items():
-            got = state.prompts[name].shape if name in state.prompts else "nothing"
-            if got != array.shape:
-                raise StateMismatchError(
-                    f"LastRate.restore: {name!r} must have shape {array.shape}, got {got}. Use a state of this pool."
-                )
-        for name, array in live.items():
-            array[...] = state.prompts[name]
+        checks.refill(self, self._arrays(), state.prompts)
 
     def _arrays(self) -> dict[str, Array]:
         return {"rate": self.rate, "trials": self.trials}

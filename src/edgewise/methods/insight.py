@@ -151,8 +151,8 @@ def decided_by_key(scores: Floats, taken: Bools) -> int:
 class InsightRevisit(Insight):
     """InSight for pools larger than one run: at most a quarter of a batch unseen, old counts halve at each visit.
 
-    Differs from the paper in: `decay` and `max_unseen`, which are ours, and what `Insight` lists. Recommended by our
-    specification on the strength of a simulation; not tested in training.
+    Differs from the paper in: `decay` and `max_unseen`, which are ours, and what `Insight` lists. Chosen by a
+    simulation with fixed pass rates; not tested in training.
     """
 
     name: ClassVar[str] = "insight-revisit"

@@ -1,6 +1,6 @@
 """MaPP: draw prompts in proportion to the chance of a mixed group under the whole belief; and its advantage.
 
-MaPP: arXiv 2609.34990, as our specification reports it; no code is public, and the paper could not be read again here.
+MaPP: arXiv 2609.34990, reconstructed from notes on it: no code is public, and the paper could not be read again here.
 
     V_G = E[1 - p^G - (1-p)^G],  p ~ Beta(α, β)        B prompts drawn in proportion to V_G           [MaPP-PS, eq. 15]
     α <- λα + (1-λ)α₀ + k       β <- λβ + (1-λ)β₀ + n - k                                             λ = 0.5
@@ -8,7 +8,7 @@ MaPP: arXiv 2609.34990, as our specification reports it; no code is public, and 
 `advantage` is the other half of the paper (MaPP-AD): the GRPO advantage expected under the belief. It selects nothing; a
 trainer may call it in place of its own.
 
-Differs from the paper in: the draw is without replacement, as one draw of Gumbel keys, where our report of the paper names no
+Differs from the paper in: the draw is without replacement, as one draw of Gumbel keys, where the notes name no
 scheme; candidates are drawn uniformly from the pool, as in InSight, where it names only their number; group sizes may differ
 between prompts; equal scores fall by a random key; rollouts that failed to run count neither way.
 """
@@ -141,14 +141,14 @@ ENTRIES = {
         factory=Mapp,
         summary="Draws prompts in proportion to the chance of a mixed group under each prompt's own counts.",
         when="pools that are visited several times; keeps exploring, selects mildly",
-        paper="MaPP, arXiv 2609.34990, as reported by our specification",
+        paper="MaPP, arXiv 2609.34990, reconstructed",
         **_ROW,
     ),
     "mapp-topk": Entry(
         factory=MappTopK,
         summary="mapp with the highest chances of a mixed group instead of a draw.",
         when="pools that are visited several times, where exploring matters less",
-        paper="MaPP, arXiv 2609.34990, with a chooser of ours",
+        paper="MaPP, arXiv 2609.34990, reconstructed, with a chooser of ours",
         **_ROW,
     ),
 }
