@@ -7,7 +7,29 @@ from collections.abc import Iterable
 
 from edgewise.errors import ConfigError, nearest
 from edgewise.method import Method
-from edgewise.methods import adarft, ads, dps, dump, hive, insight, mapp, mopps, oracle, prepo, presets, sec
+from edgewise.methods import (
+    adarft,
+    ads,
+    dps,
+    dump,
+    hive,
+    hora,
+    insight,
+    lilo,
+    lze,
+    mapp,
+    mopps,
+    odf,
+    oracle,
+    pilot_commit,
+    prepo,
+    presets,
+    prompt_replay,
+    reinforce_ada,
+    sec,
+    speed,
+    vcrl,
+)
 from edgewise.methods.entry import Entry, Scalar
 from edgewise.types import PASS_RATE, Signal
 
@@ -25,6 +47,15 @@ METHODS: dict[str, Entry] = {
     **ads.ENTRIES,
     **dps.ENTRIES,
     **prepo.ENTRIES,
+    **odf.ENTRIES,
+    **lilo.ENTRIES,
+    **vcrl.ENTRIES,
+    **speed.ENTRIES,
+    **pilot_commit.ENTRIES,
+    **reinforce_ada.ENTRIES,
+    **hora.ENTRIES,
+    **lze.ENTRIES,
+    **prompt_replay.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
