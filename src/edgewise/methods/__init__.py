@@ -10,6 +10,8 @@ from edgewise.method import Method
 from edgewise.methods import (
     adarft,
     ads,
+    bots,
+    depo,
     dps,
     dump,
     hive,
@@ -56,6 +58,8 @@ METHODS: dict[str, Entry] = {
     **hora.ENTRIES,
     **lze.ENTRIES,
     **prompt_replay.ENTRIES,
+    **bots.ENTRIES,
+    **depo.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
