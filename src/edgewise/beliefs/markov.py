@@ -89,8 +89,8 @@ class Markov3(Belief):
         self._last = -1
 
     def predict(self, rows: Ints, step: StepView) -> Prediction:
-        """mixed: π[1].  mean: π[2] + π[1]/2, a mixed group passing half the time.  variance: of a pass rate that is 0, uniform
-        on (0, 1) or 1 in the three states.
+        """The chance of a mixed group is π[1], the mean π[2] + π[1]/2, the variance that of a pass rate which is 0, uniform on
+        (0, 1) or 1 in the three states.
         """
         counts, states = self.at(rows, time_of(step, self._last))
         wrong, mixed, right = self._next(counts, states).T
