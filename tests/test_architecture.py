@@ -41,16 +41,19 @@ LEVELS = {
     "choosers": 4,
     "allocators": 4,
     "signals": 4,
+    "calibration": 4,
     "synthetic": 4,  # made-up signals, for the laboratory and the conformance suite
     "methods": 5,
+    "allocation": 5,
     "selector": 6,
     "__init__": 7,  # the front door; nobody inside the package goes through it
     "hosts": 7,
     "testing": 7,
     "report": 7,  # draws plain records; it knows no lab
     "lab": 9,
-    "doctor": 10,  # these two are verbs of the command line that need no lab but its table
+    "doctor": 10,  # these three are verbs of the command line that need no lab but its table
     "catalogue": 10,
+    "allocate": 10,
     "cli": 11,
     "__main__": 12,
 }
@@ -58,6 +61,8 @@ SAME_ROOM = dict.fromkeys(("stage", "step", "saved", "waiting", "accounts", "con
 """Files that were split off another and share its room."""
 
 WITH_TORCH = {"signals", "hosts", "lab", "report"}
+FILES_WITH_TORCH = {"beliefs/ppm.py"}
+"""Files outside those rooms: a model that is imported when a method that runs it is started, and by nobody else."""
 WITH_TRAINERS = {"hosts", "lab"}
 TORCH = ("torch", "transformers", "accelerate", "peft", "safetensors.torch")
 TRAINERS = ("trl", "verl", "ray", "openrlhf", "skyrl", "trinity", "tinker_cookbook", "prime_rl", "nemo_rl", "slime")
@@ -150,7 +155,11 @@ def test_imports_are_absolute() -> None:
 
 
 def test_torch_stays_in_the_rooms_that_measure_train_or_draw() -> None:
-    wrong = [f"{i.file}:{i.line} imports {i.module}" for i in imports() if belongs(i, TORCH) and i.room not in WITH_TORCH]
+    wrong = [
+        f"{i.file}:{i.line} imports {i.module}"
+        for i in imports()
+        if belongs(i, TORCH) and not {i.room, i.file} & {*WITH_TORCH, *FILES_WITH_TORCH}
+    ]
     assert not wrong, listed(wrong)
 
 

@@ -14,6 +14,7 @@ from edgewise.methods import (
     depo,
     dps,
     dump,
+    gps,
     hive,
     hora,
     insight,
@@ -23,6 +24,7 @@ from edgewise.methods import (
     mopps,
     odf,
     oracle,
+    pcl,
     pilot_commit,
     prepo,
     presets,
@@ -60,6 +62,8 @@ METHODS: dict[str, Entry] = {
     **prompt_replay.ENTRIES,
     **bots.ENTRIES,
     **depo.ENTRIES,
+    **gps.ENTRIES,
+    **pcl.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
