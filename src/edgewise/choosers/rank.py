@@ -2,14 +2,14 @@
 
     top_k           the highest scores
     proportional    P(next) = s^(1/T) / Σ s^(1/T)  over those left      = the n largest of  ln(s)/T + Gumbel
-    in_order        the first candidates as they come, whatever their score
     softmax         P(next) = e^(s/T) / Σ e^(s/T)  over those left      = the n largest of  s/T + Gumbel
+    in_order        the first candidates as they come, whatever their score
 
 Drawing one at a time without replacement and taking the n largest perturbed scores are the same distribution (Gumbel-top-n:
 Kool, van Hoof and Welling, arXiv 1903.06059; Efraimidis and Spirakis 2006), so no draw needs a loop.
 
 Every chooser is called `(scores (n,), most, rng)` and returns at most `most` distinct positions, the one drawn first in front.
-All of them when `most` >= n. A score of NaN or -inf comes after every other, in random order.
+All of them when `most` >= n. A score of NaN or -inf comes after every other, in random order (not for `in_order`).
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from edgewise.methods import (
     adarft,
     ads,
     bots,
+    cures,
     depo,
     dps,
     dump,
@@ -18,6 +19,7 @@ from edgewise.methods import (
     hive,
     hora,
     insight,
+    knapsack,
     lilo,
     lze,
     mapp,
@@ -33,6 +35,7 @@ from edgewise.methods import (
     sec,
     speed,
     vcrl,
+    vip,
 )
 from edgewise.methods.entry import Entry, Scalar
 from edgewise.types import PASS_RATE, Signal
@@ -64,6 +67,9 @@ METHODS: dict[str, Entry] = {
     **depo.ENTRIES,
     **gps.ENTRIES,
     **pcl.ENTRIES,
+    **knapsack.ENTRIES,
+    **vip.ENTRIES,
+    **cures.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
