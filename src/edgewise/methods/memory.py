@@ -9,6 +9,7 @@ import numpy as np
 
 from edgewise.choosers.rank import TopK
 from edgewise.errors import StateMismatchError
+from edgewise.method import StepView
 from edgewise.types import Array, Bools, Floats, Ints
 
 _COLUMNS = {"rows": np.int64, "priority": np.float64, "reused": np.int64, "last": np.int64, "asked": np.bool_}
@@ -92,3 +93,14 @@ class PromptMemory:
     def _become(self, columns: dict[str, Array]) -> None:
         for name, column in columns.items():
             setattr(self, name, column)
+
+
+def draw_beside(step: StepView, most: int, taken: Ints) -> Ints:
+    """The next at most `most` rows of the stream that are not among `taken`, which were picked past the stream."""
+    found = np.empty(0, dtype=np.int64)
+    while len(found) < most:
+        rows = step.draw(most - len(found))
+        if len(rows) == 0:
+            break
+        found = np.concatenate([found, rows[~np.isin(rows, taken)]])
+    return found

@@ -30,7 +30,7 @@ from edgewise.methods.entry import Entry
 from edgewise.methods.rates import ROUNDING, pass_rates
 from edgewise.methods.skipping import draw_wanted
 from edgewise.methods.two_phase import TwoPhase
-from edgewise.types import Bools, Groups, Ints, MethodState, Setting, Verdicts
+from edgewise.types import Bools, Groups, Ints, MethodState, Setting
 
 
 @dataclass(kw_only=True, eq=False)
@@ -94,12 +94,6 @@ class PilotCommit(TwoPhase):
         too_easy = rates > 1.0 - self.upper + ROUNDING
         reasons = np.select([too_hard, too_easy], ["too_hard", "too_easy"], default="")
         return ~(too_hard | too_easy), reasons.tolist()
-
-    def judge(self, groups: Groups, step: StepView) -> Verdicts:
-        verdicts = super().judge(groups, step)
-        final = ~verdicts.keep
-        retire = final & self._to_evict(groups)
-        return Verdicts(verdicts.keep, verdicts.reasons, more=verdicts.more, retire=retire)
 
     def observe(self, groups: Groups, step: StepView) -> None:
         super().observe(groups, step)

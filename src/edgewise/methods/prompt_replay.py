@@ -25,7 +25,7 @@ from edgewise.method import StepView
 from edgewise.methods import checks
 from edgewise.methods.dynamic import DynamicSampling
 from edgewise.methods.entry import Entry
-from edgewise.methods.memory import PromptMemory
+from edgewise.methods.memory import PromptMemory, draw_beside
 from edgewise.methods.rates import ROUNDING
 from edgewise.prediction import Visits
 from edgewise.types import Array, Groups, Ints, MethodState, Requests, Setting
@@ -79,8 +79,7 @@ class PromptReplay(DynamicSampling):
         if target == 0:
             return Requests.of([], self.group_size)
         again = self._from_buffer(self._places(target, step), step)
-        fresh = step.draw(target - len(again)) if len(again) < target else again[:0]
-        rows = np.concatenate([again, fresh])
+        rows = np.concatenate([again, draw_beside(step, target - len(again), again)])
         return Requests.of(rows, self.group_size) if len(rows) else self.nothing_left(room, step)
 
     def _places(self, target: int, step: StepView) -> int:

@@ -28,7 +28,7 @@ from edgewise.method import StepView
 from edgewise.methods import checks
 from edgewise.methods.dynamic import DynamicSampling, shared_array
 from edgewise.methods.entry import Entry
-from edgewise.methods.memory import PromptMemory
+from edgewise.methods.memory import PromptMemory, draw_beside
 from edgewise.methods.rates import ROUNDING
 from edgewise.prediction import Visits
 from edgewise.types import Bools, Floats, Groups, Ints, MethodState, Requests, Setting, Verdicts
@@ -100,8 +100,7 @@ class Vcrl(DynamicSampling):
             return Requests.of([], self.group_size)
         short = min(target, self._owed) if step.streaming else target * (step.round > 0)
         again = self._from_memory(short, step)
-        fresh = step.draw(target - len(again)) if len(again) < target else again[:0]
-        rows = np.concatenate([again, fresh])
+        rows = np.concatenate([again, draw_beside(step, target - len(again), again)])
         return Requests.of(rows, self.group_size) if len(rows) else self.nothing_left(room, step)
 
     def _from_memory(self, most: int, step: StepView) -> Ints:
