@@ -151,6 +151,24 @@ class Selector:
         """Tickets issued and not yet reported, oldest first."""
         return [self._open[seq] for seq in sorted(self._open)]
 
+    @property
+    def waiting(self) -> dict[int, list[tuple[int, int]]]:
+        """Groups that wait for more rollouts in a later step: first ticket -> (ticket, rollouts) so far, oldest first.
+
+        A host that trains on whole groups must keep these rollouts until then.
+        """
+        return {seq: list(self._waiting[seq].parts) for seq in self._waiting.seqs}
+
+    def give_up_waiting(self, why: str) -> None:
+        """Forget groups that wait, because the host lost their rollouts. Counted and warned of; raises in strict mode."""
+        if self._current is not None:
+            raise ConfigError("Selector.give_up_waiting(): a step is open; call it between steps.")
+        self.problem(
+            HostError(f"{len(self._waiting)} groups that were begun are given up: {why}. Their prompts are free again.")
+        )
+        self._blocked[self._waiting.rows] = False
+        self._waiting = Waiting()
+
     def check_signals(self, served: Iterable[Signal]) -> None:
         """Raise HostError unless every signal the method needs is among those served."""
         missing = sorted(self.method.needs - set(served))

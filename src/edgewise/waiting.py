@@ -16,11 +16,12 @@ from edgewise.types import GROUP_ARRAYS, Array, Groups, Ints, Ticket
 class Begun:
     """One group so far.
 
-    group: its rollouts, as `Groups` of one.  wanted: rollouts to add, >= 1.  not_before: first selector step that may ask.
-    asked: the ticket that asks for them, once it was issued.
+    group: its rollouts, as `Groups` of one.  parts: (ticket, rollouts) that they came from, in order.  wanted: rollouts to add,
+    >= 1.  not_before: first selector step that may ask.  asked: the ticket that asks for them, once it was issued.
     """
 
     group: Groups
+    parts: tuple[tuple[int, int], ...]
     wanted: int
     not_before: int
     asked: int | None = None
@@ -64,7 +65,12 @@ class Waiting:
 
     def add(self, group: Groups, wanted: int, not_before: int) -> None:
         """Let a group (of one) wait for `wanted` more rollouts, from step `not_before` on."""
-        self._begun[group.tickets[0].seq] = Begun(group, wanted, not_before)
+        first = group.tickets[0]
+        before = self._begun.get(first.seq)
+        parts: tuple[tuple[int, int], ...] = ((first.seq, first.rollouts),)
+        if before is not None and before.asked is not None:
+            parts = (*before.parts, (before.asked, before.wanted))
+        self._begun[first.seq] = Begun(group, parts, wanted, not_before)
 
     def ready(self, step: int, most: int) -> list[Begun]:
         """At most `most` groups that may be continued in `step` and were not asked for yet, oldest first."""
@@ -103,7 +109,10 @@ class Waiting:
     def header(self) -> list[dict[str, Any]]:
         """What of it goes into the header of a saved state, oldest first."""
         held = [self._begun[seq] for seq in self.seqs]
-        return [{"ticket": asdict(b.first), "wanted": b.wanted, "not_before": b.not_before, "asked": b.asked} for b in held]
+        return [
+            {"ticket": asdict(b.first), "parts": b.parts, "wanted": b.wanted, "not_before": b.not_before, "asked": b.asked}
+            for b in held
+        ]
 
     def arrays(self) -> dict[str, Array]:
         """The rest of it, as arrays; empty where nothing waits."""
@@ -125,8 +134,9 @@ class Waiting:
         groups = Groups(tickets=tickets, **columns)
         for i, entry in enumerate(header):
             asked = None if entry["asked"] is None else int(entry["asked"])
+            parts = tuple((int(seq), int(rollouts)) for seq, rollouts in entry["parts"])
             waiting._begun[tickets[i].seq] = Begun(
-                groups.select(np.array([i])), int(entry["wanted"]), int(entry["not_before"]), asked
+                groups.select(np.array([i])), parts, int(entry["wanted"]), int(entry["not_before"]), asked
             )
         return waiting
 

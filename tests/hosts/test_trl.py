@@ -234,9 +234,9 @@ def test_lora_is_scored_with_its_adapters(tmp_path: Path) -> None:
     trainer = tiny.trainer(tmp_path, peft=lora, max_steps=2, per_device_train_batch_size=8)
     selector = attach(trainer, "hive")
     rows = np.arange(6)
-    with_adapters = trainer._edgewise._score_everywhere(rows)
+    with_adapters = trainer._edgewise._score_everywhere("prompt_entropy", rows)
     with trainer.model.disable_adapter():
-        without = trainer._edgewise._score_everywhere(rows)
+        without = trainer._edgewise._score_everywhere("prompt_entropy", rows)
     assert np.abs(with_adapters - without).max() > 1e-4
     trainer.train()
     assert selector.metrics["v_scored"] > 0

@@ -237,7 +237,7 @@ def test_a_shortfall_that_is_an_error_ends_the_training_and_the_step(tmp_path: P
 def test_a_process_that_cannot_score_costs_the_method_and_not_the_run(tmp_path: Path) -> None:
     trainer = tiny.trainer(tmp_path, max_steps=2)
     selector = attach(trainer, "hive")
-    trainer._edgewise._prompt_entropy = lambda: (_ for _ in ()).throw(MemoryError("no room"))
+    trainer._edgewise.signals.scorer = lambda name: (_ for _ in ()).throw(MemoryError("no room"))
     batches = spied(trainer)
     with pytest.warns(DegradedWarning, match="prompt_entropy.*failed: MemoryError: no room.*drawn uniformly"):
         trainer.train()

@@ -66,7 +66,7 @@ def test_prompts_are_scored_in_the_precision_of_training(tmp_path: Path) -> None
     attach(trainer, "hive")
     seen: list[bool] = []
     trainer.model.model.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
-    trainer._edgewise._score_everywhere(np.arange(3))
+    trainer._edgewise._score_everywhere("prompt_entropy", np.arange(3))
     assert seen
     assert all(seen)
 

@@ -62,7 +62,7 @@ def run(folder: Path, name: str, *, resume: str | None = None, method: str = "hi
 def cannot_score(trainer: Any, rank: int) -> None:
     """Prompt entropy fails on the second process only."""
     if rank == 1:
-        trainer._edgewise._prompt_entropy = lambda: (_ for _ in ()).throw(MemoryError("no room on rank 1"))
+        trainer._edgewise.signals.scorer = lambda name: (_ for _ in ()).throw(MemoryError("no room on rank 1"))
 
 
 def failing_on(rank: int) -> Any:

@@ -59,6 +59,8 @@ _ATTRIBUTES = (
     "num_iterations",
     "reward_weights",
     "reward_func_names",
+    "scale_rewards",
+    "multi_objective_aggregation",
     "train_dataset",
     "state",
     "eos_token_ids",
@@ -67,8 +69,13 @@ _ATTRIBUTES = (
     "_buffered_inputs",
     "_pending_extra_logs",
     "_pending_metrics",
+    "_logs",
+    "_metrics",
 )
-_ARGUMENTS = ("generation_batch_size", "steps_per_generation", "per_device_train_batch_size", "seed")
+_ARGUMENTS = (
+    "generation_batch_size", "steps_per_generation", "per_device_train_batch_size", "seed", "max_steps",
+    "gradient_accumulation_steps",
+)  # fmt: skip
 
 
 def attach(
@@ -159,6 +166,7 @@ def attach(
             parameters=parameters,
             on_problem=on_problem,
             correct_at=correct_at,
+            total_steps=_generations(trainer),
         )
     host = Rounds(trainer, selector, outcome, correct_at, dict(signals or {}), resume, generate_rows)
     host.check_signals()
@@ -166,6 +174,15 @@ def attach(
     trainer.__class__ = type(f"Selecting{cls.__name__}", (_SelectingMixin, cls), {})
     trainer._edgewise = host
     return selector
+
+
+def _generations(trainer: Any) -> int | None:
+    """Generation batches that the whole run will make; None where only epochs are given, which mean nothing here."""
+    args = trainer.args
+    if args.max_steps <= 0:
+        return None
+    each = args.steps_per_generation * trainer.num_iterations
+    return max(1, -(-int(args.max_steps) * int(args.gradient_accumulation_steps) // int(each)))
 
 
 def _check_seam(trainer: Any) -> None:
@@ -219,13 +236,20 @@ class _SelectingMixin:
         host = self._edgewise
         if not self.model.training:  # type: ignore[attr-defined]
             return super()._generate_and_score_completions(inputs)  # type: ignore[misc, no-any-return]
-        rows, replay, real = host.choose(len(inputs))
+        rows, replay = host.choose(len(inputs))
         host.replay = replay
         try:
             batch = super()._generate_and_score_completions(rows)  # type: ignore[misc]
         finally:
             host.replay = None
-        batch["advantages"] = batch["advantages"] * real.to(batch["advantages"])
+        batch["advantages"] = replay.of(batch["advantages"])
+        if replay.advantages is not None:  # TRL cut them into groups of one size for its log
+            logged, every = self._logs["advantages"], (replay.advantages.cpu() * replay.factors).tolist()  # type: ignore[attr-defined]
+            for _ in range(min(len(logged), len(every))):
+                logged.pop()
+            logged.extend(every)
+            zero = sum(value == 0.0 for value in every) / len(every)
+            self._metrics["train"]["frac_reward_zero_std"][-1] = zero  # type: ignore[attr-defined]
         return batch  # type: ignore[no-any-return]
 
     def _generate(self, prompts: list[Any]) -> Any:
@@ -246,11 +270,11 @@ class _SelectingMixin:
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Before the weights: a checkpoint that TRL finished is then never without its selector state.
         folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"  # type: ignore[attr-defined]
-        trl_checkpoint.save(self, self._edgewise.selector, folder)
+        trl_checkpoint.save(self, self._edgewise.selector, folder, self._edgewise.store)
         super()._save_checkpoint(model, trial)  # type: ignore[misc]
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
         if checkpoint is not None:
             host = self._edgewise
-            trl_checkpoint.restore(self, host.selector, Path(checkpoint), host.resume)
+            trl_checkpoint.restore(self, host.selector, Path(checkpoint), host.resume, host.take_up)

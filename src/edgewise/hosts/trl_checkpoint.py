@@ -2,6 +2,7 @@
 
     checkpoint-N/edgewise/selector.safetensors     the selector, written by the main process
     checkpoint-N/edgewise/buffer-R.safetensors     process R: its place in the generation cycle and the batch it still trains on
+    checkpoint-N/edgewise/waiting-R.json           process R: its rollouts of groups that wait for more, if there are any
 
 All processes take the same decisions: what the main one finds is broadcast, and the cycle is continued by all or by none.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +21,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from edgewise.errors import DegradedWarning, StateError
+from edgewise.hosts.trl_made import Store
 from edgewise.selector import Selector
 
 _FOLDER = "edgewise"
 _STATE = "selector.safetensors"
 
 
-def save(trainer: Any, selector: Selector, checkpoint: Path) -> None:
+def _waiting(process: int) -> str:
+    return f"waiting-{process}.json"
+
+
+def save(trainer: Any, selector: Selector, checkpoint: Path, store: Store) -> None:
     """Write our part of a checkpoint. A disk that refuses never stops the training: it costs the exact resume, and says so."""
     accelerator = trainer.accelerator
     folder = checkpoint / _FOLDER
-    mine = folder / f"buffer-{accelerator.process_index}.safetensors"
-    own = [mine, folder / _STATE] if accelerator.is_main_process else [mine]
+    mine, waiting = folder / f"buffer-{accelerator.process_index}.safetensors", folder / _waiting(accelerator.process_index)
+    own = [mine, waiting, folder / _STATE] if accelerator.is_main_process else [mine, waiting]
     try:
         for file in own:  # of an earlier run into the same folder: never to be taken for this one's
             file.unlink(missing_ok=True)
         folder.mkdir(parents=True, exist_ok=True)
         _save_cycle(trainer, mine)
+        store.save(waiting)
         if accelerator.is_main_process:
             selector.save(folder / _STATE)
-    except (OSError, SafetensorError, StateError) as error:
+    except (OSError, SafetensorError, StateError, TypeError) as error:
         selector.problem(
             StateError(
                 f"The selector's part of {checkpoint} could not be written: {error}. Training goes on, but not from this "
@@ -47,8 +55,10 @@ def save(trainer: Any, selector: Selector, checkpoint: Path) -> None:
         )
 
 
-def restore(trainer: Any, selector: Selector, checkpoint: Path, resume: str) -> None:
-    """Continue exactly from `checkpoint`: the selector, the place in the generation cycle, the buffered batch.
+def restore(trainer: Any, selector: Selector, checkpoint: Path, resume: str, take_up: Callable[[Path], None]) -> None:
+    """Continue exactly from `checkpoint`: the selector, the place in the generation cycle, the buffered batch, and what waits.
+
+    take_up: reads this process' rollouts of groups that wait.
 
     Raises StateError and its children on every process, unless resume="fresh" and there is nothing to restore.
     """
@@ -67,6 +77,7 @@ def restore(trainer: Any, selector: Selector, checkpoint: Path, resume: str) -> 
     if isinstance(found[0], tuple):
         raise StateError(*found[0])
     if found[0]:
+        take_up(checkpoint / _FOLDER / _waiting(accelerator.process_index))
         _restore_cycle(trainer, selector, checkpoint / _FOLDER / f"buffer-{accelerator.process_index}.safetensors")
 
 

@@ -35,11 +35,31 @@ class Rollouts:
 
 
 class Replay:
-    """What `_generate` and `_calculate_rewards` answer while TRL builds the training batch."""
+    """What `_generate` and `_calculate_rewards` answer while TRL builds the training batch; and what becomes of its advantages.
 
-    def __init__(self, records: list[dict[str, Any]], rewards: torch.Tensor) -> None:
+    records: this process' rollouts.  rewards: (rows of all processes, functions).  factors: (rows of all processes,), 0 for
+    fillers, else the method's weight.  advantages: (rows of all processes,) on whole groups, or None where TRL's own are right.
+    mine: this process' rows.
+    """
+
+    def __init__(
+        self,
+        records: list[dict[str, Any]],
+        rewards: torch.Tensor,
+        factors: torch.Tensor,
+        advantages: torch.Tensor | None,
+        mine: slice,
+    ) -> None:
         self.records = records
         self.rewards = rewards
+        self.factors = factors
+        self.advantages = advantages
+        self.mine = mine
+
+    def of(self, computed: torch.Tensor) -> torch.Tensor:
+        """(local rows,) the advantages to train with, given those that TRL computed."""
+        own = computed if self.advantages is None else self.advantages[self.mine].to(computed)
+        return own * self.factors[self.mine].to(computed)
 
     def generated(self) -> tuple[Any, ...]:
         def column(name: str) -> list[Any] | None:

@@ -7,19 +7,24 @@ from whichever process made them, and the trainer builds its batch from them (`R
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from edgewise.errors import HostError, ShortfallError, SignalError
+from edgewise.errors import HostError, ShortfallError, SignalError, StateError
+from edgewise.hosts.trl_advantage import group_advantages
+from edgewise.hosts.trl_made import Asked, Place, Store
 from edgewise.hosts.trl_replay import Replay, Rollouts, joined
+from edgewise.hosts.trl_signals import PromptSignals
 from edgewise.selector import Selector
-from edgewise.signals.entropy import PromptEntropy, response_entropy
+from edgewise.signals.entropy import response_entropy
 from edgewise.step import Step
 from edgewise.types import PROMPT_ENTROPY, ROLLOUT_ENTROPY, Floats, Groups, Ints, Outcome, Signal, Ticket
 
@@ -27,6 +32,22 @@ _LEVELS = frozenset(
     {"step", "rollouts_total", "tokens_total", "degraded_total", "dup_outcomes", "epoch", "in_flight", "p_easy", "p_hard"}
 )
 """Metrics that are logged as they stand; all others are averaged over the steps since the last log line."""
+
+
+class Batch(NamedTuple):
+    """What all processes must know to build the training batch.
+
+    rows: one (ticket, number) a row of the batch.  factors: what each row's advantage is multiplied with; 0 for fillers.
+    groups: for groups whose advantages TRL cannot compute, the tickets of each; empty where it can.
+    of_group: (group, number in it) of each row, where `groups` says something; (-1, 0) for fillers.
+    waiting: tickets of groups that go on in a later step.
+    """
+
+    rows: list[Place]
+    factors: list[float]
+    groups: list[list[int]]
+    of_group: list[tuple[int, int]]
+    waiting: list[int]
 
 
 class Rounds:
@@ -51,63 +72,23 @@ class Rounds:
         self.replay: Replay | None = None
         # what the trainer's own loader would have shown the reward functions
         self._dataset = trainer._remove_unused_columns(trainer.train_dataset, description="training")
-        self._user_signals = signals
-        self._entropy: PromptEntropy | None = None
-        self._scored_model: Any = None
+        self.signals = PromptSignals(trainer, self._dataset, signals)
+        self.store = Store()
+        """Rollouts that are not trained on yet, by ticket."""
+        self._chains: dict[int, list[tuple[int, int]]] = {}  # (ticket, rollouts) of each group so far, by its first ticket
         self._in_order = False
         self._version = self._versions_before = 0
-        self._rounds: list[tuple[Rollouts, torch.Tensor]] = []
         self._pending_logs: list[dict[str, float]] = []
-
-    # -- signals -------------------------------------------------------------------------------------------------------
-
-    @property
-    def served(self) -> set[Signal]:
-        """Signals this trainer can serve. Weights that are spread over processes cannot be scored yet."""
-        own = set() if self._sharded() else {PROMPT_ENTROPY, ROLLOUT_ENTROPY}
-        return own | set(self._user_signals)
-
-    def _sharded(self) -> bool:
-        trainer = self.trainer
-        plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-        return bool(getattr(trainer, "is_fsdp_enabled", False)) or (plugin is not None and plugin.zero_stage == 3)
-
-    def _signals(self) -> dict[Signal, Callable[[Ints], Any]]:
-        served: dict[Signal, Callable[[Ints], Any]] = dict(self._user_signals)
-        if PROMPT_ENTROPY in self.served and PROMPT_ENTROPY not in served:
-            served[PROMPT_ENTROPY] = self._score_everywhere
-        return served
 
     def check_signals(self) -> None:
         """Refuse now what would fail in the first step: a signal that is not served, a model that cannot be scored."""
-        self.selector.check_signals(self.served)
-        asked = self.selector.method.needs & ({PROMPT_ENTROPY, ROLLOUT_ENTROPY} - set(self._user_signals))
-        if asked:
-            self._prompt_entropy()
-            self._tokenized([0])
-
-    def _prompt_entropy(self) -> PromptEntropy:
-        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
-        if self._entropy is None or self._scored_model is not model:
-            self._entropy, self._scored_model = PromptEntropy(model), model
-        return self._entropy
-
-    def _tokenized(self, rows: Sequence[int]) -> list[list[int]]:
-        """The prompts' tokens, as the trainer renders them for rollouts."""
-        answer = self.trainer._tokenize_prompts([self._dataset[int(r)]["prompt"] for r in rows])
-        if not isinstance(answer, tuple) or len(answer) != 3 or len(answer[0]) != len(rows):
-            raise HostError(
-                "GRPOTrainer._tokenize_prompts no longer answers (prompt_ids, images, fields). Install a tested TRL."
-            )
-        return list(answer[0])
+        self.selector.check_signals(self.signals.served)
+        self.signals.try_out(self.selector.method.needs)
 
     # -- one generation step -------------------------------------------------------------------------------------------
 
-    def choose(self, local_rows: int) -> tuple[list[dict[str, Any]], Replay, torch.Tensor]:
-        """Run the rounds of one step on all processes.
-
-        Returns this process' rows, the replay for TRL, and (local_rows,) 1.0 for rows of kept groups, 0.0 for fillers.
-        """
+    def choose(self, local_rows: int) -> tuple[list[dict[str, Any]], Replay]:
+        """Run the rounds of one step on all processes. Returns this process' rows and the replay for TRL."""
         trainer, accelerator = self.trainer, self.trainer.accelerator
         started = time.perf_counter()
         expected = self.selector.batch_size * trainer.num_generations
@@ -116,26 +97,26 @@ class Rounds:
                 f"The trainer asks for {local_rows} rollouts on each of {accelerator.num_processes} processes; the selector "
                 f"was made for {expected} in all (generation_batch_size). Something changed the batch size after `attach`."
             )
-        self._rounds, self._in_order = [], False
+        self._in_order = False
         self._local_rows = local_rows
         trainer._pending_extra_logs.clear()  # of a generation that failed half way
         trainer._pending_metrics.clear()
         if accelerator.is_main_process:
             try:
-                final = self._lead()
+                batch = self._lead()
             except BaseException as error:
                 if not self._in_order:  # the others are waiting for an order; in the middle of one they would not hear this
                     self._send(("abort", f"{type(error).__name__}: {error}"))
                 raise
-            self._send(("final", final))
+            self._send(("final", batch))
         else:
-            final = self._follow()
-        wanted = [(r, i * trainer.num_generations + g) for r, i, _ in final for g in range(trainer.num_generations)]
-        rewards = torch.stack([self._rounds[r][1][j] for r, j in wanted])
+            batch = self._follow()
         mine = slice(accelerator.process_index * local_rows, (accelerator.process_index + 1) * local_rows)
-        records = self._fetch(wanted)[mine]
-        real = torch.tensor([kept for _, _, kept in final for _ in range(trainer.num_generations)], dtype=torch.float32)[mine]
-        self._rounds = []
+        rewards = torch.stack([self.store.reward(place) for place in batch.rows])
+        records = self._fetch(batch.rows)[mine]
+        factors = torch.tensor(batch.factors, dtype=torch.float32)
+        advantages = self._advantages(batch) if batch.groups else None
+        self.store.keep_only(batch.waiting)
         for name in sorted({name for record in records for name in record["extra_logs"]}):
             trainer._pending_extra_logs[name] = [record["extra_logs"].get(name) for record in records]
         if accelerator.is_main_process:
@@ -143,7 +124,19 @@ class Rounds:
             elsewhere = sum(metrics.get(name, 0.0) for name in ("rollout_s", "reward_s", "signal_s"))
             metrics["select_s"] = max(0.0, time.perf_counter() - started - elsewhere)  # choosing and all bookkeeping
             self._pending_logs.append(dict(metrics))
-        return self._examples([record["row"] for record in records]), Replay(records, rewards), real
+        return self._examples([record["row"] for record in records]), Replay(records, rewards, factors, advantages, mine)
+
+    def _advantages(self, batch: Batch) -> torch.Tensor:
+        """(rows of all processes,) advantages on whole groups, whatever their size and whichever of their rollouts train."""
+        trainer = self.trainer
+        of_groups = group_advantages(
+            [self.store.rewards(seqs) for seqs in batch.groups],
+            trainer.reward_weights,
+            scale=trainer.scale_rewards,
+            aggregation=trainer.multi_objective_aggregation,
+        )
+        zero = self.store.reward(batch.rows[0]).new_zeros(())
+        return torch.stack([zero if group < 0 else of_groups[group][number] for group, number in batch.of_group])
 
     def _examples(self, rows: Sequence[int]) -> list[dict[str, Any]]:
         """One row of the dataset a rollout, each its own: what a reward function writes into one is in no other."""
@@ -158,61 +151,89 @@ class Rounds:
         self._version = step + self._versions_before
         return self._version
 
-    def _lead(self) -> list[tuple[int, int, float]]:
-        """The main process: drive the selector. Returns the training batch as (round, index in round, 1 kept / 0 filler)."""
+    def _lead(self) -> Batch:
+        """The main process: drive the selector, and say what the training batch is."""
         selector = self.selector
-        place: dict[int, tuple[int, int]] = {}
+        if any(seq not in self.store for first in selector.waiting for seq in self._tickets_of(first)):
+            selector.give_up_waiting("their rollouts are not in the checkpoint")
         with selector.step(policy_version=self._policy_version()) as step:
-            for number, tickets in enumerate(step.requests(self._signals())):
-                ragged = [t for t in tickets if t.rollouts != selector.group_size]
-                if ragged:
-                    raise HostError(
-                        f"TRL trains groups of {selector.group_size}; {selector.method.name} asked for {ragged[0].rollouts}."
-                    )
-                place |= {t.seq: (number, i) for i, t in enumerate(tickets)}
+            for tickets in step.requests(self.signals.functions(self._score_everywhere)):
+                for ticket in tickets:
+                    first = ticket.seq if ticket.continues is None else ticket.continues
+                    self._chains.setdefault(first, []).append((ticket.seq, ticket.rollouts))
                 step.report(self._roll_out(step, tickets))
-            final = self._fill(step)
-        return [(*place[ticket.seq], kept) for ticket, kept in final]
+            batch = self._batch(step)
+        waiting = set(selector.waiting)
+        self._chains = {first: chain for first, chain in self._chains.items() if first in waiting}
+        return batch._replace(waiting=[seq for first in selector.waiting for seq in self._tickets_of(first)])
 
-    def _fill(self, step: Step) -> list[tuple[Ticket, float]]:
-        """The batch TRL expects, exactly: kept groups, then dropped ones whose advantages are forced to 0."""
-        size = self.selector.batch_size
+    def _tickets_of(self, first: int) -> list[int]:
+        """The tickets of the group that `first` began, as they were asked for."""
+        return [seq for seq, _ in self._chains.get(first, [(first, 0)])]
+
+    def _batch(self, step: Step) -> Batch:
+        """The batch TRL expects, exactly: kept groups, then rows of dropped ones whose advantages are 0."""
+        size = self.selector.batch_size * self.selector.group_size
         try:
             kept: Groups | None = step.training_batch
         except ShortfallError as error:
             kept = None
-            self.selector.problem(error)
-        chosen = [(t, 1.0) for t in kept.tickets] if kept is not None else []
-        spare = [(t, 0.0) for t in step.fillers.tickets] if step.fillers is not None else []
-        spare = spare or [(t, 0.0) for t, _ in chosen]
-        if not spare and len(chosen) < size:
+            if not self.selector.waiting:  # else the first step of a method that finishes its groups in the next one
+                self.selector.problem(error)
+        places: list[list[Place]] = []
+        factors: list[list[float]] = []
+        for i, ticket in enumerate(kept.tickets if kept is not None else ()):
+            assert kept is not None
+            trained = kept.trained[i]
+            places.append([place for place, use in zip(self._places(ticket), trained, strict=False) if use])
+            factors.append(kept.weights[i, trained].tolist())
+        spare = [self._places(ticket) for ticket in step.fillers.tickets] if step.fillers is not None else []
+        missing = size - sum(map(len, places))
+        begun = [[(seq, j) for seq, n in parts for j in range(n)] for parts in self.selector.waiting.values()]
+        filling = [place for group in (spare or places or begun) for place in group]
+        if missing and not filling:
             raise ShortfallError("This step rolled out no group at all; there is nothing to train on.")
-        return chosen + [spare[i % len(spare)] for i in range(size - len(chosen))]
+        fillers = [filling[i % len(filling)] for i in range(missing)]
+        rows = [place for group in places for place in group] + fillers
+        every = [factor for group in factors for factor in group] + [0.0] * missing
+        whole = {self.selector.group_size}
+        if kept is None or (set(map(len, places)) == whole == set(kept.asked.tolist()) and missing % max(whole) == 0):
+            return Batch(rows, every, [], [], [])
+        of_group = [(i, j) for i in range(len(kept)) for j in np.flatnonzero(kept.trained[i]).tolist()]
+        groups = [self._tickets_of(ticket.seq) for ticket in kept.tickets]
+        return Batch(rows, every, groups, of_group + [(-1, 0)] * missing, [])
+
+    def _places(self, first: Ticket) -> list[Place]:
+        """Where the rollouts of a group are, in the order of the columns of `Groups`."""
+        return [(seq, j) for seq, rollouts in self._chains[first.seq] for j in range(rollouts)]
 
     def _roll_out(self, step: Step, tickets: list[Ticket]) -> list[Outcome]:
         started = time.perf_counter()
-        rewards, entropies, lengths, truncated, reward_s = self._everywhere("roll", np.array([t.row for t in tickets]))
+        asked: list[Asked] = [(t.seq, t.row, t.rollouts) for t in tickets]
+        rewards, entropies, lengths, truncated, reward_s = self._everywhere("roll", asked)
         step.note(rollout_s=time.perf_counter() - started - reward_s, reward_s=reward_s)
-        shape = (-1, self.selector.group_size)
-        total = self._total(rewards).view(shape).double().cpu().numpy()
+        total = self._total(rewards).double().cpu().numpy()
         correct = None
         if self.outcome is not None:
-            verdict = rewards[:, self.trainer.reward_func_names.index(self.outcome)].view(shape).double().cpu().numpy()
+            verdict = rewards[:, self.trainer.reward_func_names.index(self.outcome)].double().cpu().numpy()
             correct = np.where(np.isnan(verdict), np.nan, verdict >= self.correct_at)
-        tokens = lengths.view(shape).sum(dim=1).tolist()
-        cut = truncated.view(shape).tolist()
-        mean_entropy = entropies.view(shape).mean(dim=1).tolist() if entropies is not None else [None] * len(tickets)
-        return [
-            Outcome(
-                ticket=ticket,
-                rewards=total[i],
-                correct=None if correct is None else correct[i],
-                statuses=["truncated" if t else "ok" for t in cut[i]] if any(cut[i]) else None,
-                rollout_entropy=mean_entropy[i],
-                response_tokens=int(tokens[i]),
+        tokens, cut = lengths.cpu().numpy(), truncated.cpu().numpy().astype(np.bool_)
+        entropy = None if entropies is None else entropies.cpu().numpy()
+        outcomes, at = [], 0
+        for ticket in tickets:
+            own = slice(at, at + ticket.rollouts)
+            at += ticket.rollouts
+            outcomes.append(
+                Outcome(
+                    ticket=ticket,
+                    rewards=total[own].tolist(),
+                    correct=None if correct is None else correct[own].tolist(),
+                    statuses=["truncated" if t else "ok" for t in cut[own]] if cut[own].any() else None,
+                    rollout_entropy=None if entropy is None else entropy[own].tolist(),
+                    response_tokens=int(tokens[own].sum()),
+                )
             )
-            for i, ticket in enumerate(tickets)
-        ]
+        return outcomes
 
     def _total(self, rewards: torch.Tensor) -> torch.Tensor:
         """(n,) weighted sum over the reward functions, as TRL forms it; NaN where every one of them said None."""
@@ -220,13 +241,23 @@ class Rounds:
         total[rewards.isnan().all(dim=1)] = torch.nan
         return total
 
+    # -- resuming ------------------------------------------------------------------------------------------------------
+
+    def take_up(self, file: Path) -> None:
+        """After the selector was restored: this process' rollouts of groups that wait. What cannot be read is given up."""
+        try:
+            self.store.load(file, self.trainer.reward_weights)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.selector.problem(StateError(f"{file} cannot be read: {error!r}. Groups that were begun are given up."))
+        self._chains = self.selector.waiting
+
     # -- all processes in step -----------------------------------------------------------------------------------------
 
     def _send(self, message: tuple[str, Any]) -> None:
         if self.trainer.accelerator.num_processes > 1:
             broadcast_object_list([message], from_process=0)
 
-    def _follow(self) -> list[tuple[int, int, float]]:
+    def _follow(self) -> Batch:
         """Every other process: do what the main one says until the batch is decided."""
         while True:
             box: list[Any] = [None]
@@ -235,26 +266,26 @@ class Rounds:
             if order == "abort":
                 raise HostError(f"The main process stopped this step: {argument}")
             if order == "final":
-                return argument  # type: ignore[no-any-return]
+                return Batch(*argument)
             self._do(order, argument)
 
-    def _everywhere(self, order: str, rows: Ints) -> Any:
-        self._send((order, rows))
+    def _everywhere(self, order: str, argument: Any) -> Any:
+        self._send((order, argument))
         self._in_order = True
-        answer = self._do(order, rows)
+        answer = self._do(order, argument)
         self._in_order = False
         return answer
 
-    def _score_everywhere(self, rows: Ints) -> Floats:
-        """Prompt entropies; where a process could not score its share, an error here and nowhere else."""
-        values, errors = self._everywhere("entropy", rows)
+    def _score_everywhere(self, name: Signal, rows: Ints) -> Floats:
+        """A signal of prompts; where a process could not score its share, an error here and nowhere else."""
+        values, errors = self._everywhere("score", (name, rows))
         if errors:
-            raise SignalError(f"signal({PROMPT_ENTROPY!r}) failed: {errors[0]}.")
+            raise SignalError(f"signal({name!r}) failed: {errors[0]}.")
         scored: Floats = values
         return scored
 
-    def _do(self, order: str, rows: Ints) -> Any:
-        return {"roll": self._do_roll, "entropy": self._do_entropy}[order](rows)
+    def _do(self, order: str, argument: Any) -> Any:
+        return self._do_roll(argument) if order == "roll" else self._do_score(*argument)
 
     def _share(self, n: int) -> tuple[int, int]:
         """(rows of each process, rows of padding) when `n` rows are split evenly."""
@@ -262,24 +293,25 @@ class Rounds:
         each = -(-n // processes)
         return each, each * processes - n
 
-    def _do_roll(self, rows: Ints) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, float]:
+    def _do_roll(self, asked: Sequence[Asked]) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor, float]:
         """Generate and score one round.
 
-        Returns, for all its rollouts: rewards (n*G, functions), entropies, token counts, cut off or not; and reward seconds.
+        Returns, for all its rollouts: rewards (n, functions), entropies, token counts, cut off or not; and reward seconds.
         """
         trainer, accelerator, group = self.trainer, self.trainer.accelerator, self.trainer.num_generations
-        padded = list(rows)
-        while len(padded) * group % accelerator.num_processes:  # whole extra groups, so that every process has the same number
-            padded.append(rows[-1])
-        each = len(padded) * group // accelerator.num_processes
-        flat = [int(r) for r in padded for _ in range(group)][
-            accelerator.process_index * each : (accelerator.process_index + 1) * each
-        ]
+        rows = [row for _, row, n in asked for _ in range(n)]
+        real, last = len(rows), rows[-1]
+        even = all(n == group for _, _, n in asked)
+        while len(rows) % accelerator.num_processes:  # so that every process has the same number; whole groups where it is even
+            rows += [last] * (group if even else 1)
+        each = len(rows) // accelerator.num_processes
+        flat = rows[accelerator.process_index * each : (accelerator.process_index + 1) * each]
         inputs = self._examples(flat)
         prompts = [example["prompt"] for example in inputs]
 
         limit = self.generate_rows or (each if getattr(trainer, "use_vllm", False) else self._local_rows)
-        parts = [trainer._generate(prompts[i : i + limit]) for i in range(0, each, limit)]
+        with contextlib.nullcontext() if even else self._one_by_one():
+            parts = [trainer._generate(prompts[i : i + limit]) for i in range(0, each, limit)]
         generated = joined(parts)
         for name, values in generated[5].items():  # extra fields of a rollout_func belong to the reward functions
             for i, example in enumerate(inputs):
@@ -292,16 +324,25 @@ class Rounds:
         trainer._pending_extra_logs.clear()
         usable = rewards.clone()
         usable[~self._total(rewards).isfinite()] = torch.nan  # what counts as missing here is unscored for TRL
-        self._rounds.append((Rollouts(flat, generated, extra), usable))
+        self.store.add_round(asked, Rollouts(flat, generated, extra), usable, accelerator.process_index)
 
-        real = len(rows) * group
         counts = accelerator.gather(torch.tensor(self._counted(generated), device=accelerator.device))[:real]
         entropies = None
         if ROLLOUT_ENTROPY in self.selector.method.needs:
             with accelerator.autocast():
-                values = response_entropy(self._prompt_entropy().tokens, generated[0], generated[1])
+                values = response_entropy(self.signals.scorer(PROMPT_ENTROPY).tokens, generated[0], generated[1])
             entropies = accelerator.gather(torch.as_tensor(values, device=accelerator.device, dtype=torch.float64))[:real]
         return rewards[:real], entropies, counts[:, 0], counts[:, 1], reward_s
+
+    @contextlib.contextmanager
+    def _one_by_one(self) -> Iterator[None]:
+        """For groups of different sizes: vLLM is given every prompt as often as it is to be answered, one answer each."""
+        trainer = self.trainer
+        group, trainer.num_generations = trainer.num_generations, 1
+        try:
+            yield
+        finally:
+            trainer.num_generations = group
 
     def _counted(self, generated: tuple[Any, ...]) -> list[tuple[int, bool]]:
         """For each rollout of this process: tokens that the model generated, and whether it was cut off (as TRL says)."""
@@ -313,16 +354,15 @@ class Rounds:
             for ids, mask in zip(generated[1], masks, strict=True)
         ]
 
-    def _do_entropy(self, rows: Ints) -> tuple[Floats, list[str]]:
-        """Prompt entropy of `rows`, each process scoring its share with the weights it holds; and what went wrong, anywhere."""
+    def _do_score(self, name: Signal, rows: Ints) -> tuple[Floats, list[str]]:
+        """A signal of `rows`, each process scoring its share with the weights it holds; and what went wrong, anywhere."""
         accelerator = self.trainer.accelerator
         each, padding = self._share(len(rows))
         padded = np.concatenate([rows, np.repeat(rows[-1:], padding)])
         mine = padded[accelerator.process_index * each : (accelerator.process_index + 1) * each]
         values, errors = np.full(each, np.nan), []
         try:
-            with accelerator.autocast():
-                values = self._prompt_entropy()(self._tokenized(mine.tolist()))
+            values = self.signals.measured(name, mine.tolist())
         except Exception as error:  # the others are about to gather: tell them, do not leave them
             errors = [f"{type(error).__name__}: {error}"]
         gathered: Floats = (
@@ -330,18 +370,12 @@ class Rounds:
         )
         return gathered[: len(rows)], gather_object(errors)
 
-    def _fetch(self, wanted: list[tuple[int, int]]) -> list[dict[str, Any]]:
+    def _fetch(self, places: list[Place]) -> list[dict[str, Any]]:
         """The records of the training batch, from whichever process generated them."""
-        accelerator = self.trainer.accelerator
-        held: dict[int, dict[str, Any]] = {}
-        for at, (number, j) in enumerate(wanted):
-            rollouts = self._rounds[number][0]
-            process, index = divmod(j, len(rollouts.rows))
-            if process == accelerator.process_index:
-                held[at] = rollouts.at(index)
-        if accelerator.num_processes > 1:
+        held = {at: record for at, place in enumerate(places) if (record := self.store.record(place)) is not None}
+        if self.trainer.accelerator.num_processes > 1:
             held = {at: record for part in gather_object([held]) for at, record in part.items()}
-        return [held[at] for at in range(len(wanted))]
+        return [held[at] for at in range(len(places))]
 
     # -- logging ---------------------------------------------------------------------------------------
 
