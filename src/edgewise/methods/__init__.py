@@ -19,6 +19,7 @@ from edgewise.methods import (
     hive,
     hora,
     insight,
+    kgps,
     knapsack,
     lilo,
     lze,
@@ -70,6 +71,7 @@ METHODS: dict[str, Entry] = {
     **knapsack.ENTRIES,
     **vip.ENTRIES,
     **cures.ENTRIES,
+    **kgps.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
