@@ -8,8 +8,8 @@ MaPP: arXiv 2609.34990, reconstructed from notes on it: no code is public, and t
 `advantage` is the other half of the paper (MaPP-AD): the GRPO advantage expected under the belief. It selects nothing; a
 trainer may call it in place of its own.
 
-Differs from the paper in: the draw is without replacement, as one draw of Gumbel keys, where the notes name no
-scheme; candidates are drawn uniformly from the pool, as in InSight, where it names only their number; group sizes may differ
+Differs from the paper in: the draw is without replacement, as one draw of Gumbel keys, where the notes name no scheme;
+candidates are drawn uniformly from the pool, as in InSight, where they name only their number; group sizes may differ
 between prompts; equal scores fall by a random key; rollouts that failed to run count neither way.
 """
 
