@@ -38,6 +38,7 @@ LEVELS = {
     "metrics": 3,
     "beliefs": 4,
     "scores": 4,
+    "diverse": 4,
     "choosers": 4,
     "allocators": 4,
     "signals": 4,
@@ -46,6 +47,7 @@ LEVELS = {
     "methods": 5,
     "allocation": 5,
     "selector": 6,
+    "compose": 6,
     "__init__": 7,  # the front door; nobody inside the package goes through it
     "hosts": 7,
     "testing": 7,
@@ -53,6 +55,7 @@ LEVELS = {
     "lab": 9,
     "doctor": 10,  # these three are verbs of the command line that need no lab but its table
     "catalogue": 10,
+    "subset": 10,
     "allocate": 10,
     "cli": 11,
     "__main__": 12,
@@ -70,8 +73,8 @@ UNSAFE_MODULES = ("pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib
 UNSAFE_CALLS = ("eval", "exec", "compile", "__import__")
 UNSAFE_ARGUMENTS = {"allow_pickle": True, "weights_only": False, "trust_remote_code": True}
 EXPORTED = {
-    "METHODS", "EdgewiseError", "Groups", "Method", "Outcome", "PromptPool", "Requests", "Selector", "Step", "Ticket",
-    "Verdicts", "__version__", "make",
+    "METHODS", "Composed", "EdgewiseError", "Groups", "Method", "Outcome", "PromptPool", "Requests", "Selector", "Step",
+    "Ticket", "Verdicts", "__version__", "compose", "make",
 }  # fmt: skip
 
 
