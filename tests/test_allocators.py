@@ -146,7 +146,7 @@ def test_greedy_is_the_loop_that_gives_one_rollout_at_a_time(data: Any, rates: l
 
 
 def test_equal_gains_go_to_fewer_rollouts_then_to_the_earlier_row() -> None:
-    assert greedy(np.ones((3, 9)), 11, [1, 3, 1], 9).tolist() == [4, 4, 3]
+    assert greedy(np.ones((3, 9)), 11, np.array([1, 3, 1]), 9).tolist() == [4, 4, 3]
     assert greedy(np.ones((3, 9)), 10, 1, 9).tolist() == [4, 3, 3]
 
 
@@ -177,7 +177,7 @@ def test_an_impossible_budget_is_refused_with_both_sums(
 
 def test_bounds_out_of_order_are_refused_by_row() -> None:
     with pytest.raises(ConfigError, match=r"0 <= low <= high, got low 5 and high 4 in row 1"):
-        greedy(np.ones((3, 9)), 9, [1, 5, 1], 4)
+        greedy(np.ones((3, 9)), 9, np.array([1, 5, 1]), 4)
     with pytest.raises(ConfigError, match=r"a column for every rollout below high, got 9 for 12"):
         greedy(np.ones((3, 9)), 9, 1, 12)
 
@@ -213,8 +213,8 @@ def test_gains_under_a_beta_belief_are_integrals() -> None:
                 whole = integrate.quad(lambda p: f(p), 0, 1, weight="alg", wvar=(a - 1, b - 1))[0]
                 return float(whole) / float(special.beta(a, b))
 
-            mixed = weighted(lambda p, n=n: p**n * (1 - p) + (1 - p) ** n * p)
-            hit = weighted(lambda p, n=n: (1 - p) ** n * p)
+            mixed = weighted(lambda p: p**n * (1 - p) + (1 - p) ** n * p)  # noqa: B023 - used at once
+            hit = weighted(lambda p: (1 - p) ** n * p)  # noqa: B023
             assert OBJECTIVES["expected_mixed"](believed, 16)[0, n] == pytest.approx(mixed, rel=1e-7)
             assert OBJECTIVES["hora"](believed, 16)[0, n] == pytest.approx(hit, rel=1e-7)
 
@@ -283,7 +283,7 @@ def test_a_bad_share_is_refused_by_row(bad: float) -> None:
 
 
 def test_largest_remainder_is_close_to_the_optimum_but_below() -> None:
-    """Shares in proportion to σ, against greedy on Σ σ²/n: 300 random batches of 16."""
+    """Shares in proportion to σ, against greedy on Σ σ²/n: 300 random batches of 16; 2,000 others lost 0.25 % at most."""
     generator = np.random.default_rng(3)
     for _ in range(300):
         rates = generator.random(16)
@@ -291,7 +291,7 @@ def test_largest_remainder_is_close_to_the_optimum_but_below() -> None:
         exact = greedy(variance_gains(spread, 128), 128, 1, 128)
         rounded = largest_remainder(np.sqrt(spread), 128, 1, 128)
         ratio = float((spread / rounded).sum() / (spread / exact).sum())
-        assert 1.0 - 1e-12 <= ratio < 1.02
+        assert 1.0 - 1e-12 <= ratio < 1.004
 
 
 # -- allocators ----------------------------------------------------------------------------------------------------------
