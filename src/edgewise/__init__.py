@@ -9,9 +9,11 @@ To read the code, begin with `types`, `method` and `errors`.
 """
 
 from edgewise._version import __version__
+from edgewise.compose import compose
 from edgewise.errors import EdgewiseError
 from edgewise.method import Method
 from edgewise.methods import METHODS, make
+from edgewise.methods.user import Composed
 from edgewise.pool import PromptPool
 from edgewise.selector import Selector
 from edgewise.step import Step
@@ -19,6 +21,7 @@ from edgewise.types import Groups, Outcome, Requests, Ticket, Verdicts
 
 __all__ = [
     "METHODS",
+    "Composed",
     "EdgewiseError",
     "Groups",
     "Method",
@@ -30,5 +33,6 @@ __all__ = [
     "Ticket",
     "Verdicts",
     "__version__",
+    "compose",
     "make",
 ]
