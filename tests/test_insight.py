@@ -16,7 +16,7 @@ from edgewise.beliefs.beta import PASS_RATE_PRIOR
 from edgewise.errors import ConfigError, DegradedWarning
 from edgewise.methods.insight import Insight, InsightRevisit, decided_by_key
 from edgewise.prediction import Prediction
-from edgewise.scores import WeightedInformation
+from edgewise.scores import WeightedInformation, prob_mixed
 from edgewise.types import Setting
 from tests.fakes import FakeStep, passing
 from tests.whole_runs import assert_resumes_exactly
@@ -153,6 +153,33 @@ def test_a_limit_that_never_binds_changes_nothing() -> None:
         method.observe(passing(list(range(100)), [row % 9 for row in range(100)], K), at(0))
     for number in range(10):
         assert free.propose(B, at(number)).rows.tolist() == limited.propose(B, at(number)).rows.tolist()
+
+
+def mixed_shares(method: Insight, rates: np.ndarray, steps: int) -> np.ndarray:
+    """(steps,) share of mixed groups when outcomes are drawn at fixed pass rates."""
+    world = np.random.default_rng(5)
+    shares = []
+    for number in range(steps):
+        rows = method.propose(32, at(number)).rows
+        passes = world.binomial(K, rates[rows])
+        shares.append(float(((passes > 0) & (passes < K)).mean()))
+        method.observe(passing(rows.tolist(), passes.tolist(), K), at(number))
+    return np.array(shares)
+
+
+def test_in_a_pool_larger_than_the_run_only_the_revisiting_preset_selects() -> None:
+    """Logit pass rates ~ N(-.3, 2.5²), 3,000 prompts, 60 steps of 32. As published the share of mixed groups is the pool's
+    own (1,920 groups, sigma .011, 6 sigma .066); the preset is a tenth above that in its second half."""
+    rates = 1.0 / (1.0 + np.exp(-np.random.default_rng(4).normal(-0.3, 2.5, 3000)))
+    of_pool = prob_mixed(rates, K).mean()
+    setting = Setting(pool_size=3000, batch_size=32, group_size=K)
+    published, revisiting = Insight(), InsightRevisit()
+    for method in (published, revisiting):
+        method.start(setting)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegradedWarning)
+        assert abs(mixed_shares(published, rates, 60).mean() - of_pool) < 0.066
+    assert mixed_shares(revisiting, rates, 60)[30:].mean() > of_pool + 0.1
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------
