@@ -95,7 +95,9 @@ class Network(nn.Module):
         self.logit = nn.Linear(shape.decoder, 1)
 
     def forward(self, part: Literal["posterior", "prior", "from_x", "decode"], *given: Tensor) -> Any:
-        """posterior, prior: of x (n, d), y (n,) -> Gaussian. from_x: x -> (n, h). decode: (n, h), z (z,) -> (n,) logits."""
+        """What `part` names. "posterior" and "prior" make a Gaussian of x (n, d) and y (n,); "from_x" makes (n, h) of x;
+        "decode" makes (n,) logits of that and z (z,).
+        """
         if part == "from_x":
             return self.from_x(given[0])
         if part == "decode":
