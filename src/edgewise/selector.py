@@ -16,7 +16,7 @@ import math
 import os
 import uuid
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,10 +40,12 @@ from edgewise.stream import PromptStream
 from edgewise.types import (
     ROLLOUT_SIGNALS,
     Bools,
+    Groups,
     Outcome,
     Setting,
     Signal,
     Ticket,
+    Verdicts,
 )
 from edgewise.waiting import Retired, Waiting
 
@@ -121,6 +123,7 @@ class Selector:
         self._reissue: list[Ticket] = []
         self._waiting = Waiting()
         self._retired = Retired()
+        self._watchers: list[Callable[[Groups, Verdicts], None]] = []
         self._next_seq = 0
         self._number = 0
         self._totals = {"rollouts_total": 0.0, "tokens_total": 0.0, "dup_outcomes": 0.0, "degraded_total": 0.0}
@@ -296,6 +299,10 @@ class Selector:
                     f"{error} The run goes on; the last written state stands."
                 )
             )
+
+    def watch(self, function: Callable[[Groups, Verdicts], None]) -> None:
+        """Call `function(groups, verdicts)` with all decided groups, dropped ones too: for logs. A failure is a problem."""
+        self._watchers.append(function)
 
     # -- problems ------------------------------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import numpy as np
 from edgewise import outcomes
 from edgewise.accounts import Accounts
 from edgewise.contract import check_requests, check_verdicts
-from edgewise.errors import EdgewiseError, MethodError, OutcomeError, ShortfallError, SignalError
+from edgewise.errors import EdgewiseError, HostError, MethodError, OutcomeError, ShortfallError, SignalError
 from edgewise.metrics import StepMetrics
 from edgewise.stream import derived_rng
 from edgewise.types import (
@@ -335,6 +335,11 @@ class Stage:
         if verdicts.retire is not None and verdicts.retire.any():
             selector._retired.add(groups.rows[verdicts.retire], self.epoch)
         self.accounts.groups(selector, groups, verdicts)
+        for watcher in selector._watchers:
+            try:
+                watcher(groups, verdicts)
+            except Exception as error:
+                selector.problem(HostError(f"A function given to Selector.watch failed: {type(error).__name__}: {error}."))
         return Judged(groups, verdicts)
 
     def _judge(self, groups: Groups) -> Verdicts:

@@ -91,6 +91,7 @@ def attach(
     on_problem: Literal["degrade", "strict"] = "degrade",
     resume: Literal["exact", "fresh"] = "exact",
     generate_rows: int | None = None,
+    total_steps: int | None = None,
 ) -> Selector:
     """Let edgewise choose the prompts of a `trl.GRPOTrainer`. Call it before `trainer.train()`; every process must.
 
@@ -109,6 +110,7 @@ def attach(
             priors if it has none.
         generate_rows: rollouts a process generates in one call, at most. Default: TRL's own local generation batch, so memory
             stays what the user sized; with vLLM the whole round.
+        total_steps: generation batches that the run will make, for methods that follow a schedule; default from `max_steps`.
 
     Returns the selector; on processes other than the main one it stands idle. Raises HostError (seam moved, feature not
     carried, signal not served), ConfigError, PoolError, and SignalError for a model whose prompts cannot be scored.
@@ -166,7 +168,7 @@ def attach(
             parameters=parameters,
             on_problem=on_problem,
             correct_at=correct_at,
-            total_steps=_generations(trainer),
+            total_steps=total_steps or _generations(trainer),
         )
     host = Rounds(trainer, selector, outcome, correct_at, dict(signals or {}), resume, generate_rows)
     host.check_signals()

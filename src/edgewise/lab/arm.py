@@ -38,9 +38,10 @@ from edgewise.lab.policy import load_policy
 from edgewise.lab.record import PARTS, STOPPED, ArmSpec, append_line, last_checkpoint, read_lines, rewind
 from edgewise.lab.task import ArithmeticTask, Task
 from edgewise.metrics import rank_correlation
+from edgewise.prediction import Visits
 from edgewise.scores import prob_mixed
 from edgewise.signals.entropy import PromptEntropy
-from edgewise.types import Floats, Ints
+from edgewise.types import Floats, Groups, Ints, Verdicts
 
 SAVE_EVERY_S = 120.0
 """Longest time between checkpoints: what a kill can cost."""
@@ -87,9 +88,11 @@ def run_arm(spec: ArmSpec, folder: Path, leash: int | None = None) -> int:
         seed=spec.seed,
         signals={"pass_rate": bed.pass_rates(lambda: trainer.state.global_step)} if bed.exact else None,
         generate_rows=4096 if not spec.policy else None,
+        total_steps=spec.steps or -(-spec.responses // (spec.batch_size * spec.group_size)),  # without top-ups
     )
     watch = _Watch(spec, folder, bed, selector)
     trainer.add_callback(watch)
+    selector.watch(watch.note_groups)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, watch.ask_to_stop)
     if leash is not None:
@@ -191,10 +194,13 @@ class _Bed:
             self.model.train(was_training)
         return float(np.mean(scores))
 
-    def premise(self) -> dict[str, float]:
-        """On the whole training pool: mean exact pass rate, and Spearman of V with pass rate and with P(mixed)."""
+    def training_rates(self) -> Floats:
+        """(N,) exact pass probabilities of all training prompts."""
+        return self._exact(self.task.train)
+
+    def premise(self, p: Floats) -> dict[str, float]:
+        """On the whole training pool: mean exact pass rate, and Spearman of V with pass rate `p` and with P(mixed)."""
         rows = self.task.train
-        p = self._exact(rows)
         mixed = prob_mixed(p, self.group_size)
         v = PromptEntropy(self.model)([self.tokenizer(row["prompt"])["input_ids"] for row in rows])
         kinds = np.array([row["kind"] for row in rows])
@@ -215,6 +221,7 @@ class _Watch(TrainerCallback):
     def __init__(self, spec: ArmSpec, folder: Path, bed: _Bed, selector: Any) -> None:
         self.spec, self.folder, self.bed, self.selector = spec, folder, bed, selector
         self.spent = dict.fromkeys((*PARTS, "wall_s", "cpu_s"), 0.0)
+        self.groups: list[list[int]] = []
         self.asked_to_stop = False
         self.done = False
         self.held_out = 0.0
@@ -240,6 +247,13 @@ class _Watch(TrainerCallback):
         if state.global_step % self.spec.updates == 0:
             self.begun = (time.perf_counter(), time.process_time())
 
+    def note_groups(self, groups: Groups, verdicts: Verdicts) -> None:
+        """Remember decided groups until the step ends."""
+        visits = Visits.of(groups, self.selector.correct_at)
+        kept = dict(zip(groups.rows.tolist(), verdicts.keep.tolist(), strict=True))
+        for row, k, n in zip(visits.rows.tolist(), visits.successes.tolist(), visits.trials.tolist(), strict=True):
+            self.groups.append([row, int(k), n, int(kept[row])])
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         batch, rest = divmod(state.global_step, self.spec.updates)
         if rest:
@@ -255,6 +269,8 @@ class _Watch(TrainerCallback):
         if total >= self.next_eval or self.done:
             self.evaluate(batch, total, whole=self.done)
         line = {"step": batch, "responses": total, "held_out": self.held_out, "spent": self.spent, "metrics": metrics}
+        append_line(self.folder / "groups.jsonl", {"step": batch, "groups": self.groups})
+        self.groups = []
         append_line(self.folder / "steps.jsonl", line)
         overdue = time.monotonic() - self.saved_at > SAVE_EVERY_S
         control.should_training_stop |= self.done or self.asked_to_stop
@@ -271,7 +287,10 @@ class _Watch(TrainerCallback):
         line["tokens"] = self.selector.metrics.get("tokens_total", 0.0)
         number = self.next_eval // self.spec.eval_responses
         if self.bed.exact and (whole or number % 5 == 0):
-            line |= self.bed.premise()
+            rates = self.bed.training_rates()
+            line |= self.bed.premise(rates)
+            exact = [round(rate, 5) for rate in rates.tolist()]
+            append_line(self.folder / "rates.jsonl", {"step": step, "responses": total, "pass_rates": exact})
         append_line(self.folder / "evals.jsonl", line)
         self.next_eval = self._after(total)
 

@@ -26,6 +26,8 @@ class Arm:
     exact: bool
     steps: list[Line]
     evals: list[Line]
+    starved: float | None = None
+    """Share of the training prompts of which no group was ever rolled out; None where it was not recorded."""
 
     @classmethod
     def read(cls, folder: Path) -> Arm:
@@ -38,6 +40,7 @@ class Arm:
             exact=bool(evals) and "train_pass_rate" in evals[0],
             steps=read_lines(folder / "steps.jsonl"),
             evals=evals,
+            starved=_starved(folder),
         )
 
     @property
@@ -170,6 +173,7 @@ class Comparison:
                     "never_reached": never,
                     "at_reference_end": self.at_reference_end(label),
                     "share_of_oracle": self.share_of_oracle(label),
+                    "starved": _mean(starved) if (starved := [a.starved for a in arms if a.starved is not None]) else None,
                 }
             )
         return rows
@@ -219,6 +223,7 @@ class Comparison:
 
     def table(self) -> str:
         """The result as aligned text."""
+        recorded = any(arm.starved is not None for arms in self.arms.values() for arm in arms)
         header = [
             "method", "steps", "responses\ngenerated", "tokens", "select", "verify", "rollout", "train", "mixed\ngroups",
             "held-out\nfinal", "best", f"fewer responses\nto {self.reference}'s final", "fewer\nseconds",
@@ -226,31 +231,43 @@ class Comparison:
         ]  # fmt: skip
         if "oracle" in self.arms:
             header.append("of oracle's\nsaving")
+        if recorded:
+            header.append("prompts never\nrolled out")
         if len(self.arms) == 1:  # nothing to compare with
             header = header[: header.index("best") + 1]
         rows = []
         for row in self.summary():
             spent, there = row["seconds"], row["at_reference_end"]
-            rows.append(
-                [
-                    row["method"],
-                    f"{row['steps']:.0f}",
-                    f"{row['responses']:,.0f}",
-                    f"{row['tokens']:,.0f}",
-                    f"{spent['select_s']:.1f}s",
-                    f"{spent['signal_s']:.1f}s",
-                    f"{spent['rollout_s'] + spent['reward_s']:.1f}s",
-                    f"{spent['train_s']:.1f}s",
-                    f"{100 * row['mixed_share']:.0f}%",
-                    f"{row['final']:.3f}",
-                    f"{row['best']:.3f}",
-                    _ratio(row["fewer_responses"], row["never_reached"]),
-                    _ratio(row["fewer_seconds"], row["never_reached"]),
-                    "–" if there is None else f"{there['held_out']:.3f} at {there['responses']:,.0f}",
-                    "–" if row["share_of_oracle"] is None else f"{100 * row['share_of_oracle']:.0f}%",
-                ][: len(header)]
-            )
+            cells = [
+                row["method"],
+                f"{row['steps']:.0f}",
+                f"{row['responses']:,.0f}",
+                f"{row['tokens']:,.0f}",
+                f"{spent['select_s']:.1f}s",
+                f"{spent['signal_s']:.1f}s",
+                f"{spent['rollout_s'] + spent['reward_s']:.1f}s",
+                f"{spent['train_s']:.1f}s",
+                f"{100 * row['mixed_share']:.0f}%",
+                f"{row['final']:.3f}",
+                f"{row['best']:.3f}",
+                _ratio(row["fewer_responses"], row["never_reached"]),
+                _ratio(row["fewer_seconds"], row["never_reached"]),
+                "–" if there is None else f"{there['held_out']:.3f} at {there['responses']:,.0f}",
+            ]
+            if "oracle" in self.arms:
+                cells.append("–" if row["share_of_oracle"] is None else f"{100 * row['share_of_oracle']:.0f}%")
+            if recorded:
+                cells.append("–" if row["starved"] is None else f"{100 * row['starved']:.0f}%")
+            rows.append(cells[: len(header)])
         return format_table(header, rows, "<" + ">" * (len(header) - 1))
+
+
+def _starved(folder: Path) -> float | None:
+    pools, lines = read_lines(folder / "rates.jsonl"), read_lines(folder / "groups.jsonl")
+    if not pools or not lines:
+        return None
+    seen = {group[0] for line in lines for group in line["groups"]}
+    return 1.0 - len(seen) / len(pools[0]["pass_rates"])
 
 
 def _mean(values: Any) -> float:

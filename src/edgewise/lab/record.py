@@ -1,7 +1,8 @@
 """What an arm of the laboratory is told and what it leaves behind: its spec, lines of JSON, and checkpoints.
 
-An arm's folder holds `spec.json`, `steps.jsonl` (a line a training batch), `evals.jsonl` (a line an evaluation), `log.txt`,
-`checkpoints/` while it runs and `result.json` when it is done. Nothing here imports torch.
+An arm's folder holds `spec.json`, `steps.jsonl` (a line a training batch), `groups.jsonl` (its groups: row, passes, rollouts,
+kept or not), `evals.jsonl` (a line an evaluation), `rates.jsonl` (exact pass rates of the pool at every fifth, where the task
+has them), `log.txt`, `checkpoints/` while it runs and `result.json` when it is done. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def last_checkpoint(folder: Path) -> tuple[Path | None, int]:
 def rewind(folder: Path, batches: int) -> list[dict[str, Any]]:
     """Forget lines of later batches than `batches`: they will be done again. Returns the lines of `steps.jsonl` that stay."""
     kept: list[dict[str, Any]] = []
-    for name in ("evals.jsonl", "steps.jsonl"):
+    for name in ("groups.jsonl", "rates.jsonl", "evals.jsonl", "steps.jsonl"):
         path = folder / name
         kept = [line for line in read_lines(path) if line["step"] <= batches]
         text = "".join(json.dumps(line) + "\n" for line in kept)
