@@ -324,3 +324,18 @@ def test_embedding_files_that_do_not_fit_are_refused(
     np.savez(files / "a.npz", x=np.ones((20, 4)))
     with pytest.raises(ConfigError, match="is an archive of arrays"):
         subset.read_embeddings(str(files / "a.npz"), 20)
+
+
+def test_without_a_file_the_prompts_are_embedded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two questions asked twice, in other words, as text and as a conversation: one of each is kept."""
+    pytest.importorskip("wordllama")
+    texts = ["How many apples are left in the basket?", "The sum of the angles of a triangle in degrees",
+             "How many apples are left in that basket?", "The sum of the angles of triangles in degrees"]  # fmt: skip
+    rows = [{"id": i, "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": t}]}
+            for i, t in enumerate(texts)]  # fmt: skip
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["subset", str(tmp_path / "d.jsonl"), "--out", str(tmp_path / "ids.csv")]) == 0
+    with (tmp_path / "ids.csv").open(newline="") as file:
+        kept = [int(line["row"]) for line in csv.DictReader(file)]
+    assert sorted(row % 2 for row in kept) == [0, 1]
+    assert "embeddings of width 256" in capsys.readouterr().out

@@ -153,15 +153,11 @@ def read_embeddings(path: str, count: int) -> Any:
     return table
 
 
-def embed(texts: Sequence[str]) -> Any:
-    """(n, d) embeddings of the prompts' texts, by the model that ships for it. Raises ConfigError where it is not installed."""
-    try:
-        from edgewise.signals.embedding import PromptEmbedding
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"Embedding the prompts needs {error.name}, which is not installed. Pass --embeddings FILE.npy, one row a prompt."
-        ) from error
-    return PromptEmbedding().embed(list(texts))
+def embed(prompts: Sequence[Any]) -> Any:
+    """(n, 256) WordLlama's embeddings of the prompts. Raises ConfigError where it is not installed."""
+    from edgewise.signals.embedding import PromptEmbedding, prompt_texts
+
+    return PromptEmbedding()(prompt_texts(prompts))
 
 
 def write(path: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -206,9 +202,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", required=True, help="where the ids go: .jsonl or .csv")
     parser.add_argument("--id-column", help="the column that names a prompt (default: found by itself)")
     parser.add_argument("--prompt-column", default="prompt", help="the column that holds the prompt (default: prompt)")
-    parser.add_argument(
-        "--embeddings", metavar="FILE", help="a .npy file, one row a prompt (default: embeds the prompts' text)"
-    )
+    parser.add_argument("--embeddings", metavar="FILE", help="a .npy file, one row a prompt (default: WordLlama embeds them)")
     parser.add_argument("--keep", type=float, default=0.5, help="share kept by diversity and influence (default: 0.5)")
     parser.add_argument(
         "--accuracy-column", help="accuracies of earlier rollouts, for the draw by difficulty (default: no draw)"
@@ -240,7 +234,7 @@ def run(args: argparse.Namespace) -> int:
     if args.embeddings is not None:
         embeddings = read_embeddings(args.embeddings, len(pool))
     else:
-        embeddings = embed([_text(prompt) for (prompt,) in table.values(args.prompt_column)])
+        embeddings = embed([prompt for (prompt,) in table.values(args.prompt_column)])
     found = choose(
         embeddings, accuracies=accuracies, rollouts_per_prompt=args.rollouts_per_prompt, keep=args.keep, share=args.share,
         difficulty=args.difficulty, spread=args.spread, seed=args.seed, most_bytes=1e9 * args.memory,
@@ -256,14 +250,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{render(found, args.out)}\nnext: edgewise methods depo")
     return 0
-
-
-def _text(prompt: Any) -> str:
-    """What a reader sees of a prompt."""
-    if isinstance(prompt, str):
-        return prompt
-    if isinstance(prompt, Mapping):
-        return _text(prompt.get("content") or prompt.get("text"))
-    if isinstance(prompt, (list, tuple)):
-        return "\n".join(_text(part) for part in prompt)
-    return ""
