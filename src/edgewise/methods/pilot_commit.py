@@ -97,15 +97,9 @@ class PilotCommit(TwoPhase):
 
     def observe(self, groups: Groups, step: StepView) -> None:
         super().observe(groups, step)
-        self._evicted[groups.rows] = self._to_evict(groups)
-
-    def _to_evict(self, groups: Groups) -> Bools:
-        """(n,) True for groups that are solved."""
-        if self.evict_at is None:
-            return np.zeros(len(groups), dtype=np.bool_)
-        high = pass_rates(groups, self.correct_at) >= self.evict_at - ROUNDING
-        solved: Bools = np.logical_and(high, groups.valid.sum(axis=1) >= 2)
-        return solved
+        if self.evict_at is not None:
+            seen = groups.select(groups.valid.sum(axis=1) >= 2)
+            self._evicted[seen.rows] = pass_rates(seen, self.correct_at) >= self.evict_at - ROUNDING
 
     def state(self) -> MethodState:
         return MethodState(prompts={"evicted": self._evicted}, shared=super().state().shared)
