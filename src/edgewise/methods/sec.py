@@ -5,9 +5,9 @@ first (the paper's TD(0) update). A category is drawn with chance softmax(Q_c / 
 rewards and the population deviation mean |A| is 2·sqrt(p(1-p)): the value of a category is highest where half of it passes.
 
 Differs from the paper in: prompts come in a shuffled order of their category, so that all have their turn before one returns,
-where the paper draws uniformly; a category whose prompts are all in flight is out of the draw. Its authors' code gives
-categories that are not in a batch r = 0, so that they decay; here they keep their value, as the paper's equation says. The
-batch of an asynchronous host is what was reported before a new policy version first asks.
+as in its authors' code, where the paper draws uniformly; a category whose prompts are all in flight is out of the draw. That
+code (read in copies of it) gives categories that are not in a batch r = 0, so that they decay; here they keep their value, as
+the paper's equation says. The batch of an asynchronous host is what was reported before a new policy version first asks.
 """
 
 from __future__ import annotations
