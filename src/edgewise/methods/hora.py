@@ -6,8 +6,9 @@ Wang and others, "Where to Spend Rollouts: Hit-Utility Optimal Rollout Allocatio
     hit utility of n more                U(n) = P(at least one passes) = 1 - B(α, β + n) / B(α, β)
     maximise Σ U_i(n_i)                  under Σ (pilot + n_i) = group_size · prompts, by greedy, which is exact: U is concave
 
-The gain of the next rollout is E[q^n p]. It falls fast where p is known to be high and slowly where no success was seen, so
-hard prompts get long groups. Reported: Pass@1 as GRPO's, Pass@K higher in ten of twelve settings. Take it for Pass@K.
+The gain of the next rollout is E[q^n p]: large at first and soon nothing where p is known to be high, small and lasting where
+no success was seen. So solved prompts get short groups, hard ones long ones, but for those that look hopeless. Reported: Pass@1
+as GRPO's, Pass@K higher in ten of twelve settings. Take it for Pass@K.
 
 Differs from the paper in: the size of the pilot is ours (half of the group), for the summary at hand names none; rollouts that
 did not come back are not counted as failures; a prompt with fewer than two outcomes is dropped and its budget goes with it;

@@ -73,9 +73,9 @@ class PromptMemory:
         asked[self.find(rows)] = True
         self.asked = asked
 
-    def forget_asked(self) -> None:
-        """No replay is in flight: what was asked for and never came is not counted."""
-        self.asked = np.zeros(len(self), dtype=np.bool_)
+    def remove_unanswered(self) -> None:
+        """Forget prompts whose replay came to nothing: one that always fails would be asked for in every step."""
+        self.remove(self.rows[self.asked])
 
     def state(self) -> dict[str, Array]:
         """Arrays to save."""

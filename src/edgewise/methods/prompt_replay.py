@@ -75,7 +75,7 @@ class PromptReplay(DynamicSampling):
     def propose(self, room: int, step: StepView) -> Requests:
         target = self.target(room, step)
         if step.round == 0 and not step.streaming:
-            self._memory.forget_asked()
+            self._memory.remove_unanswered()
         if target == 0:
             return Requests.of([], self.group_size)
         again = self._from_buffer(self._places(target, step), step)

@@ -95,7 +95,7 @@ class Vcrl(DynamicSampling):
     def propose(self, room: int, step: StepView) -> Requests:
         target = self.target(room, step)
         if step.round == 0 and not step.streaming:
-            self._memory.forget_asked()
+            self._memory.remove_unanswered()
         if target == 0:
             return Requests.of([], self.group_size)
         short = min(target, self._owed) if step.streaming else target * (step.round > 0)
