@@ -10,6 +10,7 @@ from edgewise.method import Method
 from edgewise.methods import (
     adarft,
     ads,
+    arcus,
     bots,
     cures,
     depo,
@@ -72,6 +73,7 @@ METHODS: dict[str, Entry] = {
     **vip.ENTRIES,
     **cures.ENTRIES,
     **kgps.ENTRIES,
+    **arcus.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""
