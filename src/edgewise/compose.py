@@ -37,10 +37,12 @@ from typing import Any, Literal
 
 from edgewise.allocators import ALLOCATORS
 from edgewise.beliefs.anchored import AnchoredBeta
+from edgewise.beliefs.arcsine_kalman import ArcsineKalman
 from edgewise.beliefs.base import Belief
 from edgewise.beliefs.beta import BetaBelief
 from edgewise.beliefs.gaussian import GaussianBelief
 from edgewise.beliefs.last import LastRate
+from edgewise.beliefs.logit_kalman import LogitKalman
 from edgewise.beliefs.markov import Markov3
 from edgewise.beliefs.regressed import LogisticBelief, RidgeBelief
 from edgewise.choosers.rank import CHOOSERS
@@ -49,8 +51,11 @@ from edgewise.methods.user import Composed
 from edgewise.scores import SCORES
 
 BELIEFS: dict[str, Callable[..., Belief]] = {
-    belief.name: belief for belief in (BetaBelief, LastRate, AnchoredBeta, Markov3, GaussianBelief, RidgeBelief, LogisticBelief)
-}
+    belief.name: belief
+    for belief in (
+        BetaBelief, LastRate, AnchoredBeta, Markov3, LogitKalman, ArcsineKalman, GaussianBelief, RidgeBelief, LogisticBelief,
+    )
+}  # fmt: skip
 """Every belief by the name that compositions write."""
 
 SECTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
