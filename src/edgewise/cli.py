@@ -30,6 +30,7 @@ VERBS = {
     "simulate": Verb("edgewise.lab.simulate", "the same comparison in seconds, on a simulated learner"),
     "methods": Verb("edgewise.catalogue", "which methods there are, and when to choose which"),
     "doctor": Verb("edgewise.doctor", "what edgewise sees in a data set, and what it would refuse"),
+    "allocate": Verb("edgewise.allocate", "how many samples each test prompt should get within a budget"),
     "subset": Verb("edgewise.subset", "a static subset of a data set, by diversity and difficulty (DEPO, offline)"),
 }
 
