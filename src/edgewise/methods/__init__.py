@@ -16,6 +16,7 @@ from edgewise.methods import (
     depo,
     dps,
     dump,
+    gain_rl,
     gps,
     hive,
     hora,
@@ -74,6 +75,7 @@ METHODS: dict[str, Entry] = {
     **cures.ENTRIES,
     **kgps.ENTRIES,
     **arcus.ENTRIES,
+    **gain_rl.ENTRIES,
     **oracle.ENTRIES,
 }
 """Every method by the name users write. Each module of this room lists its own in `ENTRIES`."""

@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from edgewise.signals.entropy import PromptEntropy, TokenEntropy, response_entropy, shared_prefix_length
     from edgewise.signals.forward import Cost
     from edgewise.signals.head import LogitTransform
+    from edgewise.signals.hidden import HiddenAngles
     from edgewise.signals.perplexity import PromptPerplexity, TokenSurprisal, span_masks
 
 __all__ = [
-    "Cost", "LogitTransform", "PromptEmbedding", "PromptEntropy", "PromptPerplexity", "TokenEntropy", "TokenSurprisal",
-    "embedding_signal", "prompt_texts", "response_entropy", "shared_prefix_length", "span_masks",
+    "Cost", "HiddenAngles", "LogitTransform", "PromptEmbedding", "PromptEntropy", "PromptPerplexity", "TokenEntropy",
+    "TokenSurprisal", "embedding_signal", "prompt_texts", "response_entropy", "shared_prefix_length", "span_masks",
 ]  # fmt: skip
 
 _HOME = {
-    "Cost": "forward", "LogitTransform": "head", "PromptEmbedding": "embedding", "PromptEntropy": "entropy",
-    "PromptPerplexity": "perplexity", "TokenEntropy": "entropy", "TokenSurprisal": "perplexity",
+    "Cost": "forward", "HiddenAngles": "hidden", "LogitTransform": "head", "PromptEmbedding": "embedding",
+    "PromptEntropy": "entropy", "PromptPerplexity": "perplexity", "TokenEntropy": "entropy", "TokenSurprisal": "perplexity",
     "embedding_signal": "embedding", "prompt_texts": "embedding", "response_entropy": "entropy",
     "shared_prefix_length": "entropy", "span_masks": "perplexity",
 }  # fmt: skip
