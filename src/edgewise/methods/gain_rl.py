@@ -132,12 +132,13 @@ class GainRl(DynamicSampling):
         return rank
 
     def _angles(self, rows: Ints, step: StepView) -> Floats:
-        """(n, 2) intra and inter; with inter_weight 0 the second is a copy of the first."""
+        """(n, 2) intra and inter, NaN where not finite; with inter_weight 0 the second is a copy of the first."""
         angles = step.signal(HIDDEN_ANGLES, rows)
         if angles.shape != (len(rows), 2):
             raise SignalError(
                 f"signal({HIDDEN_ANGLES!r}) must answer with (intra, inter), ({len(rows)}, 2), got {angles.shape}."
             )
+        angles = np.where(np.isfinite(angles), angles, np.nan)
         return angles if self.inter_weight > 0.0 else angles[:, [0, 0]]
 
     # -- after rollouts ------------------------------------------------------------------------------------------------
