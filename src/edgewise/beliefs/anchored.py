@@ -100,7 +100,8 @@ class AnchoredBeta(Belief):
         self._updates = 0  # closed so far
         self._rho = float(self.rho)
         self._cap = math.nan  # after the last closed update; NaN before the first
-        self._caps, self._rhos = np.empty(0), np.empty(0)  # of the closed updates, oldest first
+        length = self._reach if self.rho > 0.0 else 0
+        self._caps, self._rhos = np.full(length, np.nan), np.zeros(length)  # of the latest updates, oldest first
         self._open_rows, self._open_rates = np.empty(0, dtype=np.int64), np.empty(0)  # groups of the open update
 
     # -- reading -------------------------------------------------------------------------------------------------------
@@ -109,16 +110,16 @@ class AnchoredBeta(Belief):
         updates, caps, rhos = self._updates, self._caps, self._rhos
         if self._due(time_of(step, self._last)):
             cap, rho = self._closing(step)
-            updates, caps, rhos = updates + 1, np.append(caps, cap), np.append(rhos, rho)
+            updates, caps, rhos = updates + 1, _shifted(caps, cap), _shifted(rhos, rho)
         return Prediction.of_beta(*self._at(rows, updates, caps, rhos, step))
 
     def _at(self, rows: Ints, updates: int, caps: Floats, rhos: Floats, step: StepView) -> tuple[Floats, Floats]:
-        """((n,), (n,)) α and β after that many updates. caps, rhos: of the last of them, oldest first."""
+        """((n,), (n,)) α and β after that many updates. caps, rhos: of the latest of them, oldest first; NaN for none."""
         gaps = np.maximum(updates - self.since[rows], 0)
         kept = (1.0 - self.decay) ** gaps
         alpha = kept * self.alpha[rows] + (1.0 - kept)
         beta = kept * self.beta[rows] + (1.0 - kept)
-        if self.rho > 0.0 and len(caps) and len(rows):
+        if self.rho > 0.0 and updates and len(rows):
             passes, fails = self._implied_counts(self._anchors_of(rows, step), gaps, caps[::-1], rhos[::-1])
             alpha, beta = alpha + passes, beta + fails
         return alpha, beta
@@ -196,8 +197,7 @@ class AnchoredBeta(Belief):
         self._updates += 1
         self._open_rows, self._open_rates = self._open_rows[:0], self._open_rates[:0]
         if self.rho > 0.0:
-            self._caps = np.append(self._caps, self._cap)[-self._reach :]
-            self._rhos = np.append(self._rhos, self._rho)[-self._reach :]
+            self._caps, self._rhos = _shifted(self._caps, self._cap), _shifted(self._rhos, self._rho)
             if not math.isnan(self._cap):
                 step.gauge(cap=self._cap, rho=self._rho)
 
@@ -251,6 +251,11 @@ def moved_cap(cap: float, anchors: Floats, rates: Floats, momentum: float) -> fl
         return cap
     estimate = (float(rates.mean()) - low) / (high - low + _EPSILON)
     return estimate if math.isnan(cap) else momentum * cap + (1.0 - momentum) * estimate
+
+
+def _shifted(values: Floats, new: float) -> Floats:
+    """The values with `new` behind the last and without the first; of none, none."""
+    return np.append(values, new)[1:]
 
 
 def _sums(values: Floats) -> Floats:
