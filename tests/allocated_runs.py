@@ -105,11 +105,11 @@ def assert_resumes_exactly(make: Make, folder: Path) -> None:
 
 def assert_budgets_hold(make: Make, least: int, most: int) -> None:
     """Every first round asks for batch · group rollouts, every take for its groups' share; each group for 2 at least."""
-    for rounds, _ in batches(selector_of(make), range(12), whole):
+    for rounds, _ in batches(selector_of(make), range(9), whole):
         assert len(rounds) == 1
         assert sum(n for _, n in rounds[0]) == BATCH * GROUP
         assert all(least <= n <= most for _, n in rounds[0])
-    for round_ in asked_in_stream(selector_of(make), range(30)):
+    for round_ in asked_in_stream(selector_of(make), range(15)):
         assert sum(n for _, n in round_) == GROUP * len(round_)
     pairs = asked_in_steps(selector_of(make, group_size=2), range(6))
     assert {n for round_ in pairs for _, n in round_} == {2}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewise.choosers.rank import CHOOSERS, InOrder, Proportional, Softmax, TopK
@@ -101,6 +101,7 @@ def test_in_order_takes_candidates_as_they_come() -> None:
 
 
 @pytest.mark.parametrize("chooser", RANKING)
+@settings(max_examples=50)
 @given(
     values=st.lists(st.one_of(st.floats(0.0, 1e6), st.sampled_from([np.nan, -np.inf, np.inf, 0.0])), max_size=12),
     most=st.integers(0, 15),

@@ -300,7 +300,7 @@ def test_prompts_that_read_like_failures_get_fewer_rollouts() -> None:
     assert requests.rollouts.sum() == 56
 
 
-@pytest.mark.parametrize("parameters", [{}, {"memory": 7}, {"bandwidth": 0.4, "amplitude": 1.0, "floor_factor": 0.0}])
+@pytest.mark.parametrize("parameters", [{}, {"memory": 7, "bandwidth": 0.4, "floor_factor": 0.0}])
 def test_whole_runs(parameters: dict[str, Any], tmp_path: Path) -> None:
     assert_resumes_exactly(lambda: make("vip", **parameters), tmp_path)
     assert_budgets_hold(lambda: make("vip", **parameters), 2, 4 * GROUP)
