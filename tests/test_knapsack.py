@@ -145,7 +145,7 @@ def test_small_groups_may_be_kept_from_teaching() -> None:
     [
         ({"belief": "bets"}, r"Knapsack\(belief=...\) must be one of 'last', 'beta', got 'bets'. Did you mean 'beta'\?"),
         ({"most": 1}, r"Knapsack\(most=...\) must be a whole number of at least 2, got 1"),
-        ({"confidence": 1.0}, r"Knapsack\(confidence=...\) must be a number above 0 and at most 1, got 1.0"),
+        ({"confidence": 1.0}, r"Knapsack\(confidence=...\) must be a number above 0 and at most 0.999, got 1.0"),
         ({"min_trials": 0}, r"Knapsack\(min_trials=...\) must be a whole number of at least 1, got 0"),
     ],
 )

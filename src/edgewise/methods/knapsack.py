@@ -51,7 +51,7 @@ class Knapsack(Allocated):
     most: int = 128
     """Most rollouts of a group; group_size where that is more. [paper]"""
     confidence: float = 0.9
-    """Chance of a mixed group that counts as enough, in (0, 1). [code]"""
+    """Chance of a mixed group that counts as enough, in (0, 0.999]. [code]"""
     candidates: Literal["stream", "random", "pool"] = "stream"
     spread: float = 1.0
 
@@ -63,7 +63,7 @@ class Knapsack(Allocated):
         checks.number(self, "decay", low=0.0, high=1.0, advice="1 forgets nothing.")
         checks.whole(self, "min_trials", low=1)
         checks.whole(self, "most", low=2, advice="It caps the rollouts of one prompt.")
-        checks.number(self, "confidence", low=0.0, high=1.0 - 1e-9, above=True, advice="0.9 is the paper's.")
+        checks.number(self, "confidence", low=0.0, high=0.999, above=True, advice="0.9 is the code's.")
         super().__post_init__()
 
     def parts(self) -> Parts:
