@@ -273,7 +273,7 @@ ENTRIES = {
         keeps="nothing; a set of places a cluster",
         extra_rollouts="zero-variance groups, as in plain GRPO",
         cost="k-means over the pool, once a process; then little",
-        when="large pools of many topics with a difficulty measured beforehand, in batches of 128 or more",
+        when="large pools of many topics with a difficulty measured beforehand; sets leave the easy end by one place a batch",
         paper="ADS, arXiv 2606.22305, as its authors' code runs",
     ),
 }
