@@ -41,7 +41,7 @@ from edgewise.metrics import rank_correlation
 from edgewise.prediction import Visits
 from edgewise.scores import prob_mixed
 from edgewise.signals.entropy import PromptEntropy
-from edgewise.types import Floats, Groups, Ints, Verdicts
+from edgewise.types import CATEGORY, DIFFICULTY, PASS_RATE, Floats, Groups, Ints, Signal, Verdicts
 
 SAVE_EVERY_S = 120.0
 """Longest time between checkpoints: what a kill can cost."""
@@ -86,9 +86,9 @@ def run_arm(spec: ArmSpec, folder: Path, leash: int | None = None) -> int:
         spec.method,
         parameters=spec.parameters,
         seed=spec.seed,
-        signals={"pass_rate": bed.pass_rates(lambda: trainer.state.global_step)} if bed.exact else None,
+        signals=bed.signals(lambda: trainer.state.global_step),
         generate_rows=4096 if not spec.policy else None,
-        total_steps=spec.steps or -(-spec.responses // (spec.batch_size * spec.group_size)),  # without top-ups
+        total_steps=spec.planned_steps,
     )
     watch = _Watch(spec, folder, bed, selector)
     trainer.add_callback(watch)
@@ -152,6 +152,20 @@ class _Bed:
 
     def _exact(self, rows: Any) -> Floats:
         return pass_probability(self.model, self.tokenizer, [r["prompt"] for r in rows], [r["answer"] for r in rows])
+
+    def signals(self, version: Callable[[], int]) -> dict[Signal, Callable[[Ints], Any]]:
+        """What the bed knows of its prompts beside what the host measures.
+
+        Categories are the task's kinds. With exact pass rates: these, for the oracle, and as an offline difficulty how often the
+        starting policy fails, in percent, which elsewhere has to be paid for in rollouts.
+        """
+        kinds = {kind: i for i, kind in enumerate(sorted({row["kind"] for row in self.task.train}))}
+        categories = np.array([kinds[row["kind"]] for row in self.task.train], dtype=np.float64)
+        known: dict[Signal, Callable[[Ints], Any]] = {CATEGORY: lambda rows: categories[rows]}
+        if self.exact:
+            start = 100.0 * (1.0 - self._exact(self.task.train))
+            known |= {DIFFICULTY: lambda rows: start[rows], PASS_RATE: self.pass_rates(version)}
+        return known
 
     def pass_rates(self, version: Callable[[], int]) -> Callable[[Ints], Floats]:
         """Exact pass probabilities of training prompts; the whole pool is scored once a policy version."""

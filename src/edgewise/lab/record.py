@@ -67,6 +67,20 @@ class ArmSpec:
     def name(self) -> str:
         return self.label or self.method
 
+    @property
+    def planned_steps(self) -> int:
+        """Training batches of the run where nothing is topped up: what methods with a schedule are told."""
+        return self.steps or planned_steps(self.responses, self.batch_size, self.group_size)
+
+
+def planned_steps(responses: int, batch_size: int, group_size: int) -> int:
+    """Batches that `responses` pay for.
+
+    >>> planned_steps(40_000, 32, 8)
+    157
+    """
+    return max(1, -(-responses // (batch_size * group_size)))
+
 
 def claim(folder: Path, spec: ArmSpec) -> None:
     """Make `folder` the arm's own. Raises StateMismatchError, field by field, where it holds an arm of another spec."""

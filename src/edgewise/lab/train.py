@@ -24,7 +24,7 @@ from typing import Any
 from edgewise.errors import ConfigError, nearest
 from edgewise.lab.arithmetic import KINDS, POOLS, make_pool
 from edgewise.lab.compare import Comparison
-from edgewise.lab.record import ArmSpec, claim
+from edgewise.lab.record import ArmSpec, claim, planned_steps
 from edgewise.lab.runner import run_arms
 from edgewise.methods import make
 from edgewise.types import PASS_RATE, Setting
@@ -170,7 +170,8 @@ def _specs(args: argparse.Namespace) -> list[ArmSpec]:
     for text in wanted:
         name, parameters = _parse(text)
         method = make(name, **parameters)
-        method.start(Setting(pool_size=args.prompts, batch_size=args.batch_size, group_size=args.group_size))
+        total = args.steps or planned_steps(args.responses, args.batch_size, args.group_size)
+        method.start(Setting(pool_size=args.prompts, batch_size=args.batch_size, group_size=args.group_size, total_steps=total))
         if PASS_RATE in method.needs and (args.task != "arithmetic" or args.policy == "smollm2"):
             raise ConfigError(
                 f"{name} needs exact pass rates, which only --task arithmetic with a character policy has. Leave it out: "
