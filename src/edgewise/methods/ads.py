@@ -66,15 +66,15 @@ class Ads(DynamicSampling):
     name: ClassVar[str] = "ads"
 
     clusters: int = 64
-    """K. [paper]"""
+    """K. [code, as the paper's]"""
     active: int = 4
-    """Clusters in a batch. [paper]"""
+    """Clusters in a batch. [code, as the paper's]"""
     band: float = 0.17
-    """ε: pass rates within this of one half stay. [paper]"""
+    """ε: pass rates within this of one half stay. [code, as the paper's]"""
     smoothing: float = 0.3
-    """α: weight of the newest pass rates in the chances of clusters. [paper]"""
+    """α: weight of the newest pass rates in the chances of clusters. [code, as the paper's]"""
     restart_after: int | None = None
-    """Batches after which the schedule starts anew. None: one pass over the pool [paper]; 0: never."""
+    """Batches after which the schedule starts anew. None: one pass over the pool [code, as the paper's]; 0: never."""
 
     gate: Literal["reward", "correct", "off"] | bool = "off"
     oversample: float = 1.0

@@ -31,7 +31,7 @@ class Sec(CategoryBandit):
     name: ClassVar[str] = "sec"
 
     temperature: float = 0.4
-    """τ. [paper: 0.4 for mathematics, 1.0 for Countdown, 0.2 for two-dimensional categories]"""
+    """τ. [code: 0.4 for mathematics, 1.0 for Countdown, 0.2 for two-dimensional categories]"""
     learning_rate: float = 0.5
     """lr of Q. [paper, code]"""
 
