@@ -50,11 +50,12 @@ class Markov3(Belief):
     """Transition counts and state distribution of each prompt. 104 bytes a prompt.
 
     A group of one rollout teaches nothing here: it cannot be mixed. A prompt visited twice at the same time (streams only) has
-    made no transition in between; its last group says in which state it is.
+    made no transition in between; its last group says in which state it is. For a prompt never visited the first step is no
+    transition either: all start at the same state one step before they can have moved. [code]
 
     Live arrays over the pool, written only by `observe` and `restore`:
       counts (N, 3, 3) A[next, now] after the step of the last visit.  states (N, 3) ν, likewise.
-      since (N,) the first time step that these do not contain yet.
+      since (N,) the first time that these do not contain yet, -1 = never visited.
     """
 
     name: ClassVar[str] = "markov3"
@@ -85,7 +86,7 @@ class Markov3(Belief):
     def start(self, setting: Setting) -> None:
         self.counts = np.tile(self._prior, (setting.pool_size, 1, 1))
         self.states = np.full((setting.pool_size, 3), 1.0 / 3.0)
-        self.since = np.zeros(setting.pool_size, dtype=np.int64)
+        self.since = np.full(setting.pool_size, -1, dtype=np.int64)
         self._last = -1
 
     def predict(self, rows: Ints, step: StepView) -> Prediction:
@@ -100,7 +101,7 @@ class Markov3(Belief):
 
     def at(self, rows: Ints, time: int) -> tuple[Floats, Floats]:
         """((n, 3, 3), (n, 3)) A and ν with every step before `time` in them: what an eager pool-wide loop would hold."""
-        gaps = np.maximum(time - self.since[rows], 0)
+        gaps = np.maximum(time - np.where(self.since[rows] < 0, 1, self.since[rows]), 0)
         counts, states = self.counts[rows], self.states[rows]
         excess, left = counts - self._prior, np.minimum(gaps, self._reach)
         for k in range(int(left.max(initial=0))):
