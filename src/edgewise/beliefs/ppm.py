@@ -53,6 +53,10 @@ LEARNING_RATES = {"ppm-small": 1e-3, "ppm": 1e-4}
 """[choice; the larger one was never trained by us]"""
 
 
+Weights = dict[str, Tensor]
+"""Every weight of the network by name."""
+
+
 class Gaussian(NamedTuple):
     """Means and standard deviations, (z,) each."""
 
@@ -181,12 +185,14 @@ class Ppm(Predictor):
         with torch.inference_mode(False):  # a host that generates may call us inside of it
             return torch.from_numpy(np.array(values, dtype=np.float32)).to(self.device)
 
-    def run(self, flat: Tensor, part: str, *given: Tensor) -> Any:
-        """A part of the network with the weights in `flat` (P,)."""
-        weights, at = {}, 0
-        for name, plan in self._network.named_parameters():
-            weights[name] = flat[at : at + plan.numel()].view(plan.shape)
-            at += plan.numel()
+    def weights(self, flat: Tensor) -> Weights:
+        """The weights (P,) by name, as views. One split for all: its gradient is one concatenation."""
+        plans = dict(self._network.named_parameters())
+        pieces = flat.split([plan.numel() for plan in plans.values()])
+        return {name: piece.view(plan.shape) for (name, plan), piece in zip(plans.items(), pieces, strict=True)}
+
+    def run(self, weights: Weights, part: str, *given: Tensor) -> Any:
+        """A part of the network."""
         return functional_call(self._network, weights, (part, *given))
 
     # -- learning ------------------------------------------------------------------------------------------------------
@@ -215,9 +221,10 @@ class Ppm(Predictor):
 
     def loss_of(self, flat: Tensor, x: Tensor, y: Tensor, w: Tensor, noise: Tensor, fixed: Gaussian | None = None) -> Tensor:
         """L of the module at the weights `flat`. x: (n, d). y, w: (n,). noise: (z,). fixed: the prior, where it is held."""
-        q: Gaussian = self.run(flat, "posterior", x, y)
+        weights = self.weights(flat)
+        q: Gaussian = self.run(weights, "posterior", x, y)
         z = q.mean + q.std * noise if self.latent else torch.zeros_like(noise)
-        logits = self.run(flat, "decode", self.run(flat, "from_x", x), z)
+        logits = self.run(weights, "decode", self.run(weights, "from_x", x), z)
         if self.loss == "ce":
             each = nn.functional.binary_cross_entropy_with_logits(logits, y, reduction="none")
         else:
@@ -226,14 +233,14 @@ class Ppm(Predictor):
         if not self.latent:
             return fit
         if fixed is None:
-            fixed = standard(noise) if self._context is None else self.run(flat, "prior", *self._context)
+            fixed = standard(noise) if self._context is None else self.run(weights, "prior", *self._context)
         return fit + self.kl_weight * kl_divergence(q, fixed)
 
     def _carried(self) -> Gaussian:
         with torch.no_grad():
             if self._context is None:
                 return standard(self._noise[0])
-            carried: Gaussian = self.run(self._flat, "posterior", *self._context)
+            carried: Gaussian = self.run(self.weights(self._flat), "posterior", *self._context)
             return carried
 
     def _adam(self, gradient: Tensor) -> None:
@@ -251,8 +258,9 @@ class Ppm(Predictor):
         with torch.no_grad(), torch.autocast(self._flat.device.type, enabled=False):
             if self._drawn is None:
                 self._drawn = self._draw()
-            from_x = self.run(self._flat, "from_x", self._tensor(features))
-            logits = torch.stack([self.run(self._flat, "decode", from_x, z) for z in self._drawn])
+            weights = self.weights(self._flat)
+            from_x = self.run(weights, "from_x", self._tensor(features))
+            logits = torch.stack([self.run(weights, "decode", from_x, z) for z in self._drawn])
             rates = torch.sigmoid(logits).double()
             variance = rates.var(dim=0, correction=0) if spread else torch.zeros_like(rates[0])
             return rates.mean(dim=0).cpu().numpy(), variance.cpu().numpy()
@@ -264,7 +272,7 @@ class Ppm(Predictor):
         if self.prior == "carryover" or self._context is None:
             belief = self._carried()
         else:
-            belief = self.run(self._flat, "prior", *self._context)
+            belief = self.run(self.weights(self._flat), "prior", *self._context)
         return belief.mean + belief.std * self._noise
 
     # -- state ---------------------------------------------------------------------------------------------------------
