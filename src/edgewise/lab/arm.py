@@ -156,7 +156,7 @@ class _Bed:
     def signals(self, version: Callable[[], int]) -> dict[Signal, Callable[[Ints], Any]]:
         """What the bed knows of its prompts beside what the host measures.
 
-        Categories are the kinds of the task. With exact pass rates: these, for the oracle, and as offline difficulty how often the
+        Categories are the kinds of the task. With exact pass rates: these, for the oracle, and as difficulty how often the
         starting policy fails, in percent, which elsewhere has to be paid for in rollouts.
         """
         kinds = {kind: i for i, kind in enumerate(sorted({row["kind"] for row in self.task.train}))}
