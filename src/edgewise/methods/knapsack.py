@@ -9,11 +9,11 @@ its code (liziniu/KnapsackRL), which was read.
 The surplus: a prompt needs about ln 0.1 / ln max(p, q) rollouts for a mixed group at 90 %. What the budget holds beyond the
 needs of all prompts goes to those with p = 0, evenly.
 
-Differs from the paper in: the optimum is exact, by gains, where the released dynamic program credits any k > 0 extra rollouts
-with the whole value V(floor + k) and 0 extra with none, and so gives every prompt one extra first; the surplus goes to prompts
-that were seen to fail, where the code counts unknown ones among them; if there are none, it stays with the open prompts, then
-goes to unknown and last to solved ones, where the code divides by zero when every prompt is open; the cap holds for surplus
-too; any group with a scored rollout counts as a visit (`min_trials`); `belief="beta"` uses Beta(1, 1) means, never 0 or 1.
+Differs from the paper in: the optimum is exact, by gains, where the released dynamic program credits k > 0 extra rollouts with
+the whole value V(floor + k) and 0 extra with none, which overrates the first one; the surplus goes to prompts that were seen
+to fail, where the code counts unknown ones among them; if there are none, it stays with the open prompts, then goes to unknown
+and last to solved ones, where the code divides by zero when every prompt is open; the cap holds for the surplus too; any group
+with a scored rollout counts as a visit (`min_trials`); `belief="beta"` uses Beta(1, 1) means, never 0 or 1.
 """
 
 from __future__ import annotations
