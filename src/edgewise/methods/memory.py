@@ -16,19 +16,22 @@ _COLUMNS = {"rows": np.int64, "priority": np.float64, "reused": np.int64, "last"
 
 
 class PromptMemory:
-    """At most `capacity` prompts, by rising row.
+    """At most `capacity` prompts with what is needed to choose among them: columns of equal length, by rising row."""
 
-    rows: (m,) distinct pool rows.  priority: (m,) higher is replayed first.  reused: (m,) times replayed so far.
-    last: (m,) step of the last rollouts.  asked: (m,) True while a replay is in flight.
-    """
+    rows: Ints
+    """(m,) distinct pool rows."""
+    priority: Floats
+    """(m,) finite; higher is replayed first."""
+    reused: Ints
+    """(m,) times replayed so far."""
+    last: Ints
+    """(m,) step of the last rollouts."""
+    asked: Bools
+    """(m,) True while a replay is in flight."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.rows: Ints = np.empty(0, dtype=np.int64)
-        self.priority: Floats = np.empty(0)
-        self.reused: Ints = np.empty(0, dtype=np.int64)
-        self.last: Ints = np.empty(0, dtype=np.int64)
-        self.asked: Bools = np.empty(0, dtype=np.bool_)
+        self._become({name: np.empty(0, dtype=kind) for name, kind in _COLUMNS.items()})
 
     def __len__(self) -> int:
         return len(self.rows)
