@@ -135,16 +135,24 @@ def test_the_predicted_pass_rate_has_the_moments_of_its_integral(passes: int, ga
     assert believed.mixed[0] == mixed_bound(np.array([mean]), np.array([variance]), 8)[0]
 
 
-def test_the_noise_of_the_angle_is_near_what_it_is_taken_for() -> None:
-    """Var arcsin √((m+3/8)/(n+3/4)) of binomial m, exactly, n = 16: within a fifth of 1/(4n+2) for p in [.2, .8]."""
-    n = 16
-    k = np.arange(n + 1)
-    angles = np.arcsin(np.sqrt((k + 0.375) / (n + 0.75)))
-    for p in (0.2, 0.35, 0.5, 0.8):
-        chance = np.array([math.comb(n, i) for i in k]) * p**k * (1 - p) ** (n - k)
-        mean = chance @ angles
-        assert mean == pytest.approx(math.asin(math.sqrt(p)), abs=0.01)
-        assert chance @ (angles - mean) ** 2 == pytest.approx(measured(np.array([8.0]), np.array([n]))[1][0], rel=0.2)
+@pytest.mark.parametrize(("p", "published"), [(0.2, 0.0271), (0.35, 0.0295), (0.5, 0.0297)])
+def test_the_noise_of_the_angle_is_near_what_it_is_taken_for(p: float, published: float) -> None:
+    """Var arcsin √((m+3/8)/(n+3/4)) of binomial m, exactly, n = 8: the paper's Table 4, against 1/(4n+2) = .0294."""
+    k = np.arange(9)
+    angles = np.arcsin(np.sqrt((k + 0.375) / 8.75))
+    chance = np.array([math.comb(8, i) for i in k]) * p**k * (1 - p) ** (8 - k)
+    variance = chance @ (angles - chance @ angles) ** 2
+    assert variance == pytest.approx(published, abs=6e-5)
+    assert measured(np.array([4.0]), np.array([8]))[1][0] == pytest.approx(variance, rel=0.1)
+
+
+def test_a_prompt_seen_again_and_again_is_as_unsure_as_the_paper_proves() -> None:
+    """Prop. 6: visits every Δ steps, all mixed, Q fixed: P -> (√(Q²Δ² + 4QΔR) - QΔ)/2, R = 1/(4G+2)."""
+    belief = belief_of(1, learning_rate=0.0, process_noise=1e-3)
+    for visited in range(200):
+        belief.observe(visit([0], [1 + visited % 7]), at(5 * visited))
+    wander, noise = 5e-3, 1 / 34
+    assert belief.variance[0] == pytest.approx((math.sqrt(wander**2 + 4 * wander * noise) - wander) / 2, rel=1e-9)
 
 
 @settings(max_examples=60, deadline=None)

@@ -65,7 +65,7 @@ class Eager:
 
 
 def test_the_numbers_of_the_specification() -> None:
-    """γ = 0.7, one prompt: mixed, all wrong, mixed, nothing, all right."""
+    """λ = 0.7, one prompt: mixed, all wrong, mixed, nothing, all right."""
     belief = belief_of(1, decay=0.7)
     golden = [
         (3, [0.3, 0.4, 0.3]),
@@ -100,7 +100,7 @@ def test_two_hundred_lazy_steps_are_the_eager_loop(gamma: float, prior: str) -> 
 
 
 def test_a_gap_of_a_million_steps_costs_nothing_and_ends_at_the_stationary_distribution() -> None:
-    """With γ < 1 all is forgotten: π is the eigenvector of the prior's P; with γ = 1 that of the prompt's own P."""
+    """With λ < 1 all is forgotten: π is the eigenvector of the prior's P; with λ = 1 that of the prompt's own P."""
     for gamma in (0.7, 1.0):
         belief = belief_of(1, decay=gamma, prior="progress")
         belief.observe(visit([0], [8]), at(0))

@@ -7,15 +7,17 @@
                              z = 0 or π/2,                  R = 1/(2n)       where m = 0 or m = n
                              K = P/(P+R)                   μ <- clip(μ + K(z-μ))             P <- (1-K)P
 
-v > 0 is a policy that improves on everything at once. Both v and Q come from how the groups of prompts seen before compare with
-what was expected of them, ν = z - μ, over gaps of Δ steps and with S = P + R:
+[eq. 2, 3] v > 0 is a policy that improves on everything at once: a gain δ of every prompt's log-odds moves ψ by δ/4 · sin 2ψ
+[App. B.6]. Both v and Q come from how the groups of prompts seen before compare with what was expected of them, ν = z - μ, over
+gaps of Δ steps and with S = P + R [App. D]:
 
     v <- v + β Σν / Σ Δ max(sin 2μ, 0.05)        Q <- max(1e-5, (1-β)Q + β[Q + mean(ν² - S)/mean Δ]₊)
 
-Once 100 prompts have been seen, the others get the empirical prior: the mean of all μ, and their variance plus the mean P.
+A gap is caught up with when it is read, with today's v and Q [App. D]. Once 100 prompts have been seen, the others get the
+empirical prior: the mean of all μ, and their variance plus the mean P [App. D].
 
-As reported by one text whose origin is unconfirmed. It leaves out v and Q at the start; 0 and 1e-4 are our choice, as are the
-bound |v| <= 1/4, within which a step keeps the order of prompts, and the use of today's v and Q for the whole of a gap.
+The paper leaves out v and Q at the start; 0 and 1e-4 are our choice, as is the bound |v| <= 1/4, within which a step keeps the
+order of prompts.
 """
 
 from __future__ import annotations
@@ -77,11 +79,12 @@ def measured(successes: Floats, trials: Ints) -> tuple[Floats, Floats]:
 
 
 def mixed_bound(mean: Floats, variance: Floats, group_size: int) -> Floats:
-    """ŷ = 1 - (e^(-Gμ²/a) + e^(-G(π/2-μ)²/a)) / √a, a = 1 + 2GP: a low estimate of the chance of a mixed group. [ARCUS]
+    """ŷ = 1 - (e^(-Gμ²/a) + e^(-G(π/2-μ)²/a)) / √a, a = 1 + 2GP: a low estimate of the chance of a mixed group. [ARCUS eq. 4]
 
     It is E[1 - e^(-Gψ²) - e^(-G(π/2-ψ)²)], ψ ~ N(μ, P), and that integrand is at most 1 - cos^2G ψ - sin^2G ψ, the chance of a
-    mixed group, for ψ in [0, π/2], because cos ψ <= e^(-ψ²/2). Reported as a lower bound, which it is where p = sin² ψ for
-    every ψ (tested for P <= 0.1, and at the prior); where ψ is clipped to its range it is not, for there is mass outside.
+    mixed group, for ψ in [0, π/2], because cos ψ <= e^(-ψ²/2). A lower bound for a belief within [0, π/2] [App. B.3]. A normal
+    one reaches beyond: it still is one where p = sin² ψ for every ψ (tested for P <= 0.1, and at the prior), and is none where
+    ψ is clipped.
 
     mean: (n,) μ.  variance: (n,) P >= 0.  group_size: G >= 1.  Returns (n,) in [0, 1).
 
@@ -109,7 +112,7 @@ class ArcsineKalman(Belief):
     """Mean and variance of each prompt's ψ. 24 bytes a prompt.
 
     v and Q move once for each batch: as soon as groups for at least half a batch have arrived since they last moved, by β times
-    the share of a batch that these are, at most β. A training step of whole batches moves them once by β, as reported.
+    the share of a batch that these are, at most β. A training step of whole batches moves them once by β, as in the paper.
 
     Live arrays over the pool, written only by `observe` and `restore`:
       mean, variance (N,) μ and P after the last visit.  seen (N,) time of it, -1 = never.
@@ -118,13 +121,13 @@ class ArcsineKalman(Belief):
     name: ClassVar[str] = "arcsine_kalman"
 
     learning_rate: float = 0.1
-    """β in [0, 1] of v and Q. [as reported]"""
+    """β in [0, 1] of v and Q. [paper, App. D]"""
     drift: float = 0.0
     """v at the start, radians a step. [choice]"""
     process_noise: float = 1e-4
     """Q at the start, radians² a step. [choice]"""
     prior_after: int = 100
-    """Prompts seen before the others get the empirical prior, >= 2. [as reported]"""
+    """Prompts seen before the others get the empirical prior, >= 2. [paper, App. D]"""
 
     mean: Floats = field(init=False, repr=False)
     variance: Floats = field(init=False, repr=False)

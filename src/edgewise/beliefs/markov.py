@@ -1,15 +1,15 @@
-"""Three solving states and how a prompt moves between them: the belief of DPS. [arXiv 2603.10887, sections 3-4; its code]
+"""Three solving states and how a prompt moves between them: the belief of DPS. [arXiv 2603.10887; maoyixiu/DPS]
 
 A group is all wrong (state 0), mixed (1) or all right (2). Each prompt has Dirichlet counts A[next, now] of transitions and ν,
 the distribution of its state at the last training step; P is A with its columns normalised, and the next state is predicted
 as π = Pν. One training step does, for every prompt of the pool,
 
-    rolled out, state s:   ν' = onehot(s)    ξ = (ν' ⊗ ν) ∘ P, normalised to 1    A <- γA + (1-γ)A₀ + ξ    ν <- ν'
-    not rolled out:        ν' = Pν                                                A <- γA + (1-γ)A₀        ν <- ν'
+    rolled out, state s:   ν' = onehot(s)    ξ = (ν' ⊗ ν) ∘ P, normalised to 1    A <- λA + (1-λ)A₀ + ξ    ν <- ν'
+    not rolled out:        ν' = Pν                                                A <- λA + (1-λ)A₀        ν <- ν'
 
-The second line is worked out when a prompt is read: after g such steps A is γ^g A + (1-γ^g)A₀, and ν has gone through the g
-matrices on the way. Once γ^k < 1e-17 these are all A₀'s, whose power takes log₂ g products; so a read costs at most
-ln(1e-17)/ln(γ) small products a prompt (57 at γ = 0.5), however long ago the last visit was.
+The second line is worked out when a prompt is read: after g such steps A is λ^g A + (1-λ^g)A₀, and ν has gone through the g
+matrices on the way. Once λ^k < 1e-17 these are all A₀'s, whose power takes log₂ g products; so a read costs at most
+ln(1e-17)/ln(λ) small products a prompt (57 at λ = 0.5), however long ago the last visit was.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Markov3(Belief):
     name: ClassVar[str] = "markov3"
 
     decay: float = 0.5
-    """γ in [0, 1]: what a step leaves of the counts above the prior. [code: 0.5 Countdown and Geometry3k, 0.7 MATH]"""
+    """λ in [0, 1]: what a step leaves of the counts above the prior. [code: 0.5 Countdown and Geometry3k, 0.7 MATH]"""
     prior: Literal["uniform", "progress", "stability", "local"] = "uniform"
     """A₀. uniform: all alike; progress: downward moves count half; stability: any move counts half; local: no jump from all
     wrong to all right or back (1e-3 instead of the code's 0, which divides 0 by 0 at the first jump). [code]"""

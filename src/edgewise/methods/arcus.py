@@ -7,8 +7,9 @@
     target       π/4 for the first ⌈N/M⌉ steps; then towards the paced target, by at most 0.005 a step
     judge        mixed groups, at most B of them, by s after the outcome
 
-As reported by one text whose origin is unconfirmed; nobody's code was seen. `temperature` is T, `yield_slack` 0.03, `pace`
-0.005; those of the belief are its own.
+Equations 2 to 5, algorithms 1 and 2, appendix D. The preprint was read in a stored copy; who wrote it could not be confirmed
+and no code of theirs was found, so that what it says of results counts as reported, not as known. `temperature` is T,
+`yield_slack` ε, `pace` Δ, `oversample` 1 + ρ.
 
 Differs from the paper in: drift and noise start at 0 and 1e-4, and the belief says what else is chosen there; the warm-up is
 the first pass over the pool, counted in prompts asked for, which is ⌈N/M⌉ steps of M; where groups come in a stream, a step is
@@ -45,27 +46,27 @@ class Arcus(Composition):
     name: ClassVar[str] = "arcus"
 
     candidates: Literal["stream", "random", "pool"] = "pool"
-    """[as reported]"""
+    """[paper]"""
     temperature: float = 0.3
-    """T > 0 of the draw. [as reported]"""
+    """T > 0 of the draw. [paper]"""
     yield_slack: float = 0.03
-    """How much of the best expected yield the target may cost, in [0, 1]. [as reported]"""
+    """How much of the best expected yield the target may cost, in [0, 1]. [paper]"""
     pace: float = 0.005
-    """Radians that the target may move in a step, >= 0. [as reported]"""
+    """Radians that the target may move in a step, >= 0. [paper]"""
     warmup_epochs: float = 1.0
-    """Passes over the pool, by prompts asked for, with the target at π/4. [as reported: ⌈N/M⌉ steps]"""
+    """Passes over the pool, by prompts asked for, with the target at π/4. [paper: ⌈N/M⌉ steps]"""
     learning_rate: float = 0.1
-    """β of drift and process noise. [as reported]"""
+    """β of drift and process noise. [paper]"""
     drift: float = 0.0
     """v at the start. [choice]"""
     process_noise: float = 1e-4
     """Q at the start. [choice]"""
     prior_after: int = 100
-    """Prompts seen before the others get the empirical prior. [as reported]"""
+    """Prompts seen before the others get the empirical prior. [paper]"""
 
     gate: Literal["reward", "correct", "off"] | bool = "reward"
     oversample: float = 1.25
-    """M / B. [as reported]"""
+    """M / B. [paper]"""
 
     _belief: ArcsineKalman = field(init=False, repr=False)
     _target: float = field(default=math.pi / 4.0, init=False, repr=False)
@@ -162,6 +163,6 @@ ENTRIES = {
         extra_rollouts="1.25 groups asked for per group trained; no top-ups",
         cost="41 passes over the pool's beliefs",
         when="pools that are passed over several times, where beliefs would go stale towards too easy",
-        paper="ARCUS, arXiv 2609.38018, as reported by one text of unconfirmed origin",
+        paper="ARCUS, arXiv 2609.38018; a preprint of unconfirmed origin, its results as reported",
     ),
 }

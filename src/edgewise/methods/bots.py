@@ -91,9 +91,10 @@ class Bots(Composition):
 
 @dataclass(kw_only=True, eq=False)
 class BotsNoAnchors(Bots):
-    """BOTS without reference models: the limit ρ = 0 of its update. Runs on every host.
+    """BOTS without reference models, ρ = 0: the paper's ablation with explicit evidence only. Runs on every host.
 
-    Differs from the paper in: what `bots` differs in; without implied evidence it is not what the paper proposes.
+    As reported, early in training it is hardly better than random: most prompts were never looked at.
+    Differs from the paper in: what `bots` differs in.
     """
 
     name: ClassVar[str] = "bots-no-anchors"

@@ -5,14 +5,15 @@
     score        π[1], the chance that the next group is mixed, + w · entropy of π
     chooser      the B highest
 
-`entropy_weight` is w, `decay` γ, `prior` A₀. Defaults are the released scripts': `dps` as for Countdown and Geometry3k,
+`entropy_weight` is w, `decay` λ, `prior` A₀. Defaults are the released scripts': `dps` as for Countdown and Geometry3k,
 `dps-math` as for MATH.
 
-Differs from the paper in: ties, of which there are many while prompts are unseen, are broken at random and not by position;
-every prompt of the pool ages from the first step on, not only those that were candidates once (with the uniform prior an unseen
-prompt does not change, so this is the same); ageing is worked out when it is read, which agrees with the code's pool-wide loop
-to 4e-16 over 200 steps; the prior "local" has 1e-3 where the code has 0, with which an observed jump between all wrong and all
-right divides 0 by 0; groups of a single rollout teach nothing.
+Differs from the paper in: only the candidates are ranked, as the code does, where the paper speaks of all prompts; ties, of
+which there are many while prompts are unseen, are broken at random and not by position; every prompt of the pool ages from the
+first step on, not only those that were candidates once (with the uniform prior an unseen prompt does not change, so this is the
+same); ageing is worked out when it is read, which agrees with the code's pool-wide loop to 4e-16 over 200 steps; the prior
+"local" has 1e-3 where the code has 0, with which an observed jump between all wrong and all right divides 0 by 0; groups of a
+single rollout teach nothing.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ class Dps(Composition):
     spread: float = 8.0
     """Candidates per group wanted. [code: 8 Countdown and Geometry3k, 32 MATH]"""
     decay: float = 0.5
-    """γ in [0, 1]: what a step leaves of the transition counts. [code: 0.5 Countdown and Geometry3k, 0.7 MATH]"""
+    """λ in [0, 1]: what a step leaves of the transition counts. [code: 0.5 Countdown and Geometry3k, 0.7 MATH]"""
     prior: Literal["uniform", "progress", "stability", "local"] = "uniform"
     """A₀ of the transition counts. [code: uniform in every script]"""
     prior_count: float = 1.0

@@ -6,8 +6,9 @@
     score        E[p(1-p)], by five-point Gauss-Hermite quadrature
     chooser      the B highest
 
-The paper could not be read. The model, the coupling of the process noise to the policy update, the warm-up epoch and the
-quadrature are as its abstract and the appendices of arXiv 2609.38018 report them; every constant is ours.
+Reconstructed: the paper could not be read beyond its abstract. The model and the coupling of the process noise to the policy
+update are the abstract's; the uniform warm-up epoch, the quadrature and that exactly B prompts are asked for are as arXiv
+2609.38018 (App. E) reports them of its baseline; every constant is ours.
 
 Differs from the paper in: whatever its constants are; the process noise is the same at every step, because a selector is not
 told how far an update moved the weights; candidates are the whole pool, where the paper may draw some.

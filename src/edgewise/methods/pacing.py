@@ -1,4 +1,4 @@
-"""Which angle to aim at next: the paced target of ARCUS. Pure functions. [arXiv 2609.38018, as reported]
+"""Which angle to aim at next: the paced target of ARCUS. Pure functions. [arXiv 2609.38018, eq. 4, 5 and App. D]
 
     s = κ ŷ       κ = √(σ²/(σ²+P)) · e^(-(μ-ψ*)²/(2(σ²+P))),  σ = min(sin ψ*, cos ψ*)/√2
     π = min(1, c·s^(1/T)) with Σπ = M              chances that M draws without replacement roughly give
@@ -39,7 +39,7 @@ def closeness(mean: Floats, variance: Floats, target: float) -> Floats:
 def inclusion(weights: Floats, draws: int) -> Floats:
     """(n,) π = min(1, c·w) with Σπ = draws; 1 for every weight above 0 where there are no more of these than draws.
 
-    The reported bisection for c, solved exactly: with the k largest at 1, c = (draws - k) / Σ of the others; the smallest k for
+    The paper's bisection for c, solved exactly: with the k largest at 1, c = (draws - k) / Σ of the others; the smallest k for
     which that leaves nobody above 1 is right. weights: (n,) >= 0.  draws: M >= 1. Costs one partial sort of n.
 
     >>> inclusion(np.array([8.0, 1.0, 1.0, 0.0]), 2).tolist()
