@@ -29,6 +29,7 @@ Embed = Callable[[Sequence[str]], Array]
 
 _SAMPLE = 1_000
 _ALIKE = 0.9
+_FEWEST = 32  # prompts below which a median says little
 
 
 class PromptEmbedding:
@@ -146,7 +147,7 @@ def median_cosine(vectors: Array, seed: int = 0) -> float:
 def warn_if_alike(vectors: Array) -> None:
     """Warn where the median cosine is above 0.9: such an embedding tells prompts apart by little. [choice]"""
     found = median_cosine(vectors)
-    if found > _ALIKE:
+    if len(vectors) >= _FEWEST and found > _ALIKE:
         warnings.warn(
             f"edgewise: the embeddings of these prompts are nearly alike (median cosine {found:.2f}, above {_ALIKE}). What is "
             "learned from one prompt will be believed of all. Serve another embedding, or use a method without, such as "
