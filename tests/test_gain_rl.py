@@ -106,12 +106,13 @@ def test_moves_by_hand(passes: int, concentration: float, expected: float) -> No
 
 def test_the_bell_moves_after_a_loop_and_stays_within_the_pool() -> None:
     method = started(loop=8, pool_size=400, move=100)
-    for number, centre in enumerate((0.0, 0.0, 100 * math.tanh(1.0) + 100 * math.tanh(2 * 0.45))):
+    once = 100 * math.tanh(1.0) + 100 * math.tanh(2 * 0.45)
+    for number, centre in enumerate((0.0, 0.0, once, once, 2 * once)):
         step = serving(lambda rows: np.full((len(rows), 2), 0.45), 400, number=number)
         rows = method.propose(4, step).rows.tolist()
         assert step.levels["centre"] == pytest.approx(centre)
         method.observe(passing(rows, [4] * 4), step)
-    for number in range(3, 30):
+    for number in range(5, 30):
         step = serving(lambda rows: np.full((len(rows), 2), 0.45), 400, number=number)
         method.observe(passing(method.propose(4, step).rows.tolist(), [4] * 4), step)
     assert step.levels["centre"] == 399.0

@@ -173,8 +173,7 @@ def pick_diverse(
         best = int(order[np.argmax(gain[order])])
         if gain[best] < LEAST_GAIN:
             break
-        row = root[best] * root * similarity(units[best : best + 1], units, bandwidth)[0]
-        row[best] += JITTER * influence[best]
+        row = root[best] * root * similarity(units[best : best + 1], units, bandwidth)[0]  # its own entry is not read again
         factor[t] = (row - factor[:t, best] @ factor[:t]) / np.sqrt(gain[best])
         gain -= factor[t] ** 2
         gain[best] = -np.inf
