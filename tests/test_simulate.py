@@ -10,8 +10,7 @@ import pytest
 from edgewise.cli import main
 from edgewise.errors import ConfigError
 from edgewise.lab.learner import SimulatedLearner
-from edgewise.lab.simulate import Comparison, Run, compare, simulate
-from edgewise.methods import METHODS
+from edgewise.lab.simulate import METHODS, Comparison, Run, compare, simulate
 from edgewise.metrics import rank_correlation
 from edgewise.selector import Selector
 from edgewise.types import PASS_RATE, PROMPT_ENTROPY, Ticket

@@ -4,10 +4,14 @@ Item response theory gives the pass rate of prompt i, of skill s, discrimination
 
     pass_rate[i] = sigmoid(a[i] * (ability[s] + familiarity[i] - b[i]))
 
-Only mixed groups teach, each in proportion to its reward variance v (0.25 at most): the prompt itself becomes familiar, its
+Only mixed groups teach, each in proportion to v, its share of the batch's gradient: the prompt itself becomes familiar, its
 skill grows, and the other skills grow a little. A group that all passes or all fails has v = 0 and moves nothing.
 
     familiarity[i] += own_gain * v      ability[s] += skill_gain * v      ability[other skills] += transfer * skill_gain * v
+
+    v = (m / mean m) * mean over the m trained rollouts of weight * (reward - mean reward of the whole group)^2
+
+With m the same for every group, all rollouts trained and weights of 1, v is the variance of the group's rewards, 0.25 at most.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ import numpy as np
 
 from edgewise.errors import ConfigError, nearest
 from edgewise.pool import PromptPool
+from edgewise.synthetic import response_entropies, signals_of
 from edgewise.types import PASS_RATE, PROMPT_ENTROPY, Array, Floats, Groups, Ints, Outcome, Signal, Ticket
 
 POOLS: Mapping[str, Sequence[tuple[float, float, float]]] = {
@@ -38,6 +43,7 @@ class SimulatedLearner:
         entropy_difficulty: Correlation of the synthetic `prompt_entropy` with difficulty, in [-1, 1]. The default makes it high
             for hard prompts, which is what was measured on a small real policy (Spearman -.74 with the pass rate); HIVE hopes
             for a signal that is high for mixed prompts.
+        embedding_share: Share of the difficulty's variance that a linear function of the embedding explains, in [0, 1].
         skill_gain: Growth of a skill per unit of reward variance; 0 freezes the learner together with `own_gain` 0.
         own_gain: Growth of the trained prompt itself.
         transfer: Share of a skill's growth that every other skill gets, in [0, 1].
@@ -51,6 +57,7 @@ class SimulatedLearner:
         skills: int = 8,
         pool: Literal["wasteful", "balanced"] = "wasteful",
         entropy_difficulty: float = 0.75,
+        embedding_share: float = 0.3,
         skill_gain: float = 0.006,
         own_gain: float = 0.6,
         transfer: float = 0.1,
@@ -62,6 +69,8 @@ class SimulatedLearner:
             raise ConfigError(f"SimulatedLearner(pool={pool!r}) must be one of {', '.join(POOLS)}.{nearest(str(pool), POOLS)}")
         if not -1.0 <= entropy_difficulty <= 1.0:
             raise ConfigError(f"SimulatedLearner(entropy_difficulty=...) must be in [-1, 1], got {entropy_difficulty}.")
+        if not 0.0 <= embedding_share <= 1.0:
+            raise ConfigError(f"SimulatedLearner(embedding_share=...) must be in [0, 1], got {embedding_share}.")
         rng = np.random.default_rng([seed, 0])
         share, mean, deviation = np.array(POOLS[pool]).T
         part = rng.choice(len(share), size=prompts, p=share)
@@ -74,6 +83,9 @@ class SimulatedLearner:
         hard = (self.difficulty - self.difficulty.mean()) / (self.difficulty.std() or 1.0)
         mixed = entropy_difficulty * hard + np.sqrt(1.0 - entropy_difficulty**2) * noise
         self.prompt_entropy: Floats = 1.5 * np.exp(0.15 * mixed)
+        fixed = np.random.default_rng([seed, 2])
+        self.fixed_signals = signals_of(self.difficulty, self.skill, fixed, embedding_share=embedding_share)
+        """Signals that do not change as the learner learns, by name: see `edgewise.synthetic`."""
         self.skill_gain = skill_gain
         self.own_gain = own_gain
         self.transfer = transfer
@@ -88,8 +100,13 @@ class SimulatedLearner:
 
     @property
     def signals(self) -> Mapping[Signal, Callable[[Ints], Floats]]:
-        """What a host would serve: the synthetic prompt entropy, and the exact pass rate for the oracle."""
-        return {PROMPT_ENTROPY: lambda rows: self.prompt_entropy[rows], PASS_RATE: self.pass_rate}
+        """What a host would serve, all of it synthetic; and the exact pass rate for the oracle."""
+
+        def serving(table: Floats) -> Callable[[Ints], Floats]:
+            return lambda rows: table[rows]
+
+        fixed = {name: serving(table) for name, table in self.fixed_signals.items()}
+        return {**fixed, PROMPT_ENTROPY: lambda rows: self.prompt_entropy[rows], PASS_RATE: self.pass_rate}
 
     def pass_rate(self, rows: Array | slice = slice(None)) -> Floats:
         """Exact pass probability of the current policy at `rows` (n,), by default of the whole pool."""
@@ -111,14 +128,14 @@ class SimulatedLearner:
         rates = self.pass_rate(np.array([ticket.row for ticket in tickets], dtype=np.int64))
         outcomes = []
         for ticket, rate in zip(tickets, rates.tolist(), strict=True):
-            draws = np.random.default_rng([self.seed, 1, ticket.seq]).random(ticket.rollouts)
-            passed = draws < rate
+            rng = np.random.default_rng([self.seed, 1, ticket.seq])
+            passed = rng.random(ticket.rollouts) < rate
             outcomes.append(
                 Outcome(
                     ticket=ticket,
                     rewards=passed.astype(np.float64).tolist(),
                     correct=passed.tolist(),
-                    rollout_entropy=0.1 + 1.6 * rate * (1.0 - rate),
+                    rollout_entropy=response_entropies(rate, ticket.rollouts, rng).tolist(),
                     response_tokens=int(60 * ticket.rollouts + 90 * np.count_nonzero(~passed)),
                 )
             )
@@ -127,11 +144,15 @@ class SimulatedLearner:
 
     def train(self, groups: Groups) -> None:
         """One optimizer step on a training batch."""
+        if not len(groups):
+            return
         finished = groups.valid.sum(axis=1)
         total = np.where(groups.valid, groups.rewards, 0.0).sum(axis=1)
         mean = total / np.maximum(finished, 1)
-        spread = np.where(groups.valid, (groups.rewards - mean[:, None]) ** 2, 0.0).sum(axis=1)
-        variance = spread / np.maximum(finished, 1)
+        trained = groups.valid & groups.trained
+        spread = np.where(trained, groups.weights * (groups.rewards - mean[:, None]) ** 2, 0.0).sum(axis=1)
+        size = groups.trained.sum(axis=1)  # a missing rollout is no sign of a group that was meant to be smaller
+        variance = spread / np.maximum(trained.sum(axis=1), 1) * (size / max(1.0, size.mean()))
         np.add.at(self.familiarity, groups.rows, self.own_gain * variance)  # a streaming batch may hold a prompt twice
         taught = np.bincount(self.skill[groups.rows], weights=variance, minlength=len(self.ability))
         elsewhere = taught.sum() - taught

@@ -11,105 +11,29 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from edgewise.errors import ConfigError, ShortfallError
+from edgewise.errors import ConfigError, EdgewiseError
 from edgewise.lab.learner import POOLS, SimulatedLearner
+from edgewise.lab.simulated import Run, simulate
 from edgewise.lab.statistics import Interval, paired_ratio
 from edgewise.lab.table import format_table
+from edgewise.methods import METHODS as EVERY
 from edgewise.metrics import rank_correlation
 from edgewise.selector import Selector
+from edgewise.types import ROLLOUT_SIGNALS
 
 REFERENCE = "dapo"
 METHODS = ("hive", "greso", "dapo", "uniform", "oracle")
+"""What is compared unless told otherwise; `--methods all` takes every method that edgewise has."""
 PATIENCE = 2.0
 """A method still under the bar after this multiple of the reference's responses is stopped, and counted with that multiple."""
 
 Say: TypeAlias = Callable[[str], None]
-
-
-@dataclass
-class Run:
-    """One method on one seed. Curves have one entry a training step, the start included."""
-
-    method: str
-    seed: int
-    responses: list[int] = field(default_factory=list)
-    pass_rates: list[float] = field(default_factory=list)
-    groups: list[int] = field(default_factory=list)
-    mixed: list[int] = field(default_factory=list)
-    selection_s: float = 0.0
-    """CPU seconds inside the selector, so that a busy machine does not count."""
-
-    @property
-    def steps(self) -> int:
-        """Training steps made."""
-        return len(self.responses) - 1
-
-    def responses_to(self, pass_rate: float) -> float | None:
-        """Responses generated when the mean pass rate first reached `pass_rate`, between steps by a straight line."""
-        reached = np.flatnonzero(np.asarray(self.pass_rates) >= pass_rate)
-        if not len(reached):
-            return None
-        i = int(reached[0])
-        if i == 0:
-            return float(self.responses[0])
-        return float(np.interp(pass_rate, self.pass_rates[i - 1 : i + 1], self.responses[i - 1 : i + 1]))
-
-    def pass_rate_at(self, responses: float) -> float:
-        """Mean pass rate once `responses` were generated."""
-        return float(np.interp(responses, self.responses, self.pass_rates))
-
-    def mixed_share(self, responses: float) -> float:
-        """Share of mixed groups among those generated up to about `responses`."""
-        step = max(1, int(np.searchsorted(self.responses, responses)))
-        return sum(self.mixed[:step]) / max(1, sum(self.groups[:step]))
-
-
-def simulate(
-    method: str,
-    learner: SimulatedLearner,
-    *,
-    batch_size: int,
-    group_size: int,
-    seed: int,
-    until: Callable[[Run], bool],
-) -> Run:
-    """Train `learner` with one method until `until(run)` holds, as a trainer would: rollouts, rewards, one update a step."""
-    selector = Selector(method, learner.pool, batch_size=batch_size, group_size=group_size, seed=seed)
-    run = Run(method, seed, [learner.responses], [float(learner.pass_rate().mean())])
-    while not until(run):
-        groups = mixed = 0
-        elsewhere = 0.0  # seconds that a trainer spends: not selection
-        started = time.process_time()
-        with selector.step(policy_version=run.steps) as step:
-            for tickets in step.requests(learner.signals):
-                rolled = time.process_time()
-                outcomes = learner.rollout(tickets)
-                elsewhere += time.process_time() - rolled
-                step.report(outcomes)
-                groups += len(outcomes)
-                mixed += sum(min(outcome.rewards) < max(outcome.rewards) for outcome in outcomes)
-            try:
-                batch = step.training_batch
-            except ShortfallError:
-                batch = None  # nothing mixed was found: a step without an update
-            trained = time.process_time()
-            if batch is not None:
-                learner.train(batch)
-            elsewhere += time.process_time() - trained
-        run.selection_s += time.process_time() - started - elsewhere
-        run.groups.append(groups)
-        run.mixed.append(mixed)
-        run.responses.append(learner.responses)
-        run.pass_rates.append(float(learner.pass_rate().mean()))
-        if not groups:
-            break  # the method asks for nothing more
-    return run
 
 
 @dataclass
@@ -154,6 +78,8 @@ class Comparison:
                     "ratio_high": ratio.high if ratio.n > 1 else None,
                     "mixed_share": float(np.mean([run.mixed_share(n) for run, n in zip(runs, budgets, strict=True)])),
                     "final_pass_rate": float(np.mean([run.pass_rate_at(n) for run, n in zip(runs, budgets, strict=True)])),
+                    "never_rolled_out": float(np.mean([r.starved_at(n) for r, n in zip(runs, budgets, strict=True)])),
+                    "degraded": sum(run.degraded for run in runs),
                     "selection_ms": 1e3 * sum(run.selection_s for run in runs) / max(1, sum(run.steps for run in runs)),
                 }
             )
@@ -167,6 +93,7 @@ class Comparison:
             "x dynamic sampling's\n(95 % interval)",
             "mixed\ngroups",
             "pass rate at\nits responses",
+            "prompts never\nrolled out",
             "selection\nCPU ms a step",
         ]
         rows = []
@@ -179,10 +106,11 @@ class Comparison:
                     "1 by definition" if method == REFERENCE else f"{above}{self.ratio(method)}",
                     f"{row['mixed_share']:.0%}",
                     f"{row['final_pass_rate']:.3f}",
+                    f"{row['never_rolled_out']:,.0f}",
                     f"{row['selection_ms']:.2f}",
                 ]
             )
-        return format_table(header, rows, "<>>>>>")
+        return format_table(header, rows, "<>>>>>>")
 
 
 def compare(
@@ -200,12 +128,13 @@ def compare(
 ) -> Comparison:
     """Run every method on the same learners; `dapo` is added as the reference if it is not among them.
 
+    methods: names; "all" alone stands for every method whose signals the learner serves, and what is left out is said.
     steps: of dynamic sampling; the others get as many responses.  say: takes one line of progress a run.
     """
     for name, value, least in (("steps", steps, 1), ("seeds", seeds, 1), ("seed0", seed0, 0), ("prompts", prompts, batch_size)):
         if value < least:
             raise ConfigError(f"simulate: {name} must be at least {least}, got {value}.")
-    names = list(dict.fromkeys(methods))
+    names = list(dict.fromkeys(methods)) if list(methods) != ["all"] else list(EVERY)
     if REFERENCE not in names:
         names.append(REFERENCE)
 
@@ -213,8 +142,17 @@ def compare(
         return SimulatedLearner(prompts, pool=pool, entropy_difficulty=entropy_difficulty, seed=seed)  # type: ignore[arg-type]
 
     start = _start(learner_of(seed0), group_size)
-    for name in names:  # a method that cannot be made is refused before anything runs
-        Selector(name, learner_of(seed0).pool, batch_size=batch_size, group_size=group_size)
+    served = {*learner_of(seed0).signals, *ROLLOUT_SIGNALS}
+    for name in list(names):  # a method that cannot run is refused before anything runs, or left out of "all"
+        try:
+            learner = learner_of(seed0)
+            selector = Selector(name, learner.pool, batch_size=batch_size, group_size=group_size, total_steps=steps)
+            selector.check_signals(served)
+        except (EdgewiseError, ImportError) as error:
+            if list(methods) != ["all"]:
+                raise
+            names.remove(name)
+            say(f"left out: {name}: {error}")
     say(
         f"{prompts:,} prompts ({pool} pool), {steps} steps of dynamic sampling with {batch_size} groups x {group_size}, "
         f"seeds {seed0} to {seed0 + seeds - 1}"
@@ -225,6 +163,7 @@ def compare(
         f"{start['entropy_variance_corr']:+.2f}"
     )
     runs: dict[str, list[Run]] = {name: [] for name in names}
+    width = max(8, *map(len, names))
     for seed in range(seed0, seed0 + seeds):
         bar: Run | None = None
         for name in sorted(names, key=lambda name: name != REFERENCE):
@@ -235,7 +174,10 @@ def compare(
                 spent = run.responses[-1] / bar.responses[-1]
                 return spent >= PATIENCE or (spent >= 1.0 and run.pass_rates[-1] >= bar.pass_rates[-1])
 
-            run = simulate(name, learner_of(seed), batch_size=batch_size, group_size=group_size, seed=seed, until=done)
+            run = simulate(
+                name, learner_of(seed), batch_size=batch_size, group_size=group_size, seed=seed, until=done,
+                total_steps=steps if bar is None else -(-bar.responses[-1] // (batch_size * group_size)),
+            )  # fmt: skip
             bar = bar or run
             if bar.pass_rates[-1] <= bar.pass_rates[0]:
                 raise ConfigError(
@@ -244,8 +186,10 @@ def compare(
                 )
             runs[name].append(run)
             say(
-                f"seed {seed} | {name:<8} | {run.steps:4} steps | {run.responses[-1]:>9,} responses | mixed "
+                f"seed {seed} | {name:<{width}} | {run.steps:4} steps | {run.responses[-1]:>9,} responses | mixed "
                 f"{run.mixed_share(run.responses[-1]):4.0%} | pass rate {run.pass_rates[0]:.3f} -> {run.pass_rates[-1]:.3f}"
+                + f" | degraded {run.degraded} times"
+                * (run.degraded > 0)
             )
     settings = {
         "prompts": prompts, "pool": pool, "steps": steps, "seeds": seeds, "seed0": seed0, "batch_size": batch_size,
@@ -267,7 +211,7 @@ def _start(learner: SimulatedLearner, group_size: int) -> dict[str, float]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `edgewise simulate`."""
     parser.add_argument(
-        "--methods", default=",".join(METHODS), metavar="A,B,...", help="methods to compare (default: %(default)s)"
+        "--methods", default=",".join(METHODS), metavar="A,B,...", help="methods to compare, or all (default: %(default)s)"
     )
     parser.add_argument("--prompts", type=int, default=2_000, help="size of the pool (default: %(default)s)")
     parser.add_argument("--pool", choices=sorted(POOLS), default="wasteful", help="difficulties (default: %(default)s)")
