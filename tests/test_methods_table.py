@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from edgewise.catalogue import departures, update
 from edgewise.errors import ConfigError
 from edgewise.method import Method
-from edgewise.methods import METHODS, make, methods_without
+from edgewise.methods import METHODS, make, methods_with
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods.md"
 
@@ -25,7 +26,7 @@ def test_every_entry_builds_the_method_of_its_name(name: str) -> None:
     assert method.name == name
     assert entry.needs == method.needs
     assert entry.parameters == method.parameters()
-    assert method.scope == "group"
+    assert method.scope in ("group", "batch")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -84,10 +85,27 @@ def test_a_state_field_is_no_hyper_parameter() -> None:
         make("hive", group_size=8)
 
 
-def test_methods_without_a_signal_leaves_out_what_only_a_laboratory_serves() -> None:
-    assert methods_without(["prompt_entropy"]) == ["greso", "dapo", "uniform"]
-    assert "oracle" not in methods_without([])
-    assert "hive" in methods_without([])
+def test_methods_with_a_signal_are_those_that_need_no_other() -> None:
+    assert methods_with([])[:3] == ["greso", "dapo", "uniform"]
+    assert all(not METHODS[name].needs for name in methods_with([]))
+    assert set(methods_with(["prompt_entropy"])) - set(methods_with([])) == {"hive", "hive-eq"}
+    assert "oracle" not in methods_with(["prompt_entropy", "embedding"])
+
+
+def test_the_manual_is_what_the_code_says(tmp_path: Path) -> None:
+    copy = tmp_path / "methods.md"
+    copy.write_text(DOCS.read_text(encoding="utf-8"), encoding="utf-8")
+    assert not update(copy), "run `edgewise methods --update docs/methods.md`"
+    copy.write_text("no marks here", encoding="utf-8")
+    with pytest.raises(ConfigError, match="must hold the lines"):
+        update(copy)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_says_where_it_departs_from_its_paper(name: str) -> None:
+    found = departures(METHODS[name].factory)
+    assert found.startswith("Differs from the paper in"), f"{name}: its class or module needs that paragraph"
+    assert len(found) > 30
 
 
 def test_the_table_is_light_to_import() -> None:

@@ -31,7 +31,7 @@ from edgewise.errors import (
     StateError,
 )
 from edgewise.method import Method
-from edgewise.methods import make, methods_without
+from edgewise.methods import make, methods_with
 from edgewise.metrics import EntropyPremise
 from edgewise.pool import PromptPool
 from edgewise.stage import Judged, Signals, Stage
@@ -48,6 +48,9 @@ from edgewise.types import (
     Verdicts,
 )
 from edgewise.waiting import Retired, Waiting
+
+_NAMED = 8
+"""Names of other methods that an error lists."""
 
 
 class Selector:
@@ -174,12 +177,14 @@ class Selector:
 
     def check_signals(self, served: Iterable[Signal]) -> None:
         """Raise HostError unless every signal the method needs is among those served."""
-        missing = sorted(self.method.needs - set(served))
+        served = set(served)
+        missing = sorted(self.method.needs - served)
         if missing:
-            without = ", ".join(methods_without(missing)) or "none"
+            able = methods_with(served)
+            more = f" and {len(able) - _NAMED} more (`edgewise methods` lists all)" if len(able) > _NAMED else ""
             raise HostError(
                 f"The method {self.method.name!r} needs the signal{'s' * (len(missing) > 1)} {', '.join(missing)}, which this "
-                f"host does not serve. Serve it, or use a method that does without: {without}."
+                f"host does not serve. Serve it, or use a method that does without: {', '.join(able[:_NAMED]) or 'none'}{more}."
             )
 
     # -- streaming hosts -----------------------------------------------------------------------------------------------

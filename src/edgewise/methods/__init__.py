@@ -41,9 +41,9 @@ from edgewise.methods import (
     vip,
 )
 from edgewise.methods.entry import Entry, Scalar
-from edgewise.types import PASS_RATE, Signal
+from edgewise.types import Signal
 
-__all__ = ["METHODS", "Entry", "Scalar", "make", "methods_without"]
+__all__ = ["METHODS", "Entry", "Scalar", "make", "methods_with"]
 
 METHODS: dict[str, Entry] = {
     **hive.ENTRIES,
@@ -112,11 +112,11 @@ def make(method: str | Method, **parameters: Scalar) -> Method:
     return entry.factory(**parameters)
 
 
-def methods_without(signals: Iterable[Signal]) -> list[str]:
-    """Names of the methods that need none of these signals, nor one that only a laboratory can serve.
+def methods_with(signals: Iterable[Signal]) -> list[str]:
+    """Names of the methods that need no other signals than these.
 
-    >>> methods_without(["prompt_entropy"])
-    ['greso', 'dapo', 'uniform']
+    >>> methods_with([])[:3], "hive" in methods_with(["prompt_entropy"])
+    (['greso', 'dapo', 'uniform'], True)
     """
-    refused = {*signals, PASS_RATE}
-    return [name for name, entry in METHODS.items() if not entry.needs & refused]
+    served = set(signals)
+    return [name for name, entry in METHODS.items() if entry.needs <= served]

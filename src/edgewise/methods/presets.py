@@ -71,7 +71,10 @@ class Dapo(Hive):
 
 @dataclass(kw_only=True, eq=False)
 class Uniform(Hive):
-    """Plain GRPO, arXiv 2402.03300: the next B prompts of the shuffled stream, every complete group trained."""
+    """Plain GRPO, arXiv 2402.03300: the next B prompts of the shuffled stream, every complete group trained.
+
+    Differs from the paper in: groups with fewer than two scored rollouts are dropped, and made up for only if `max_rounds` > 1.
+    """
 
     name: ClassVar[str] = "uniform"
 
