@@ -105,7 +105,7 @@ def test_what_is_trained_does_not_depend_on_who_else_is_reported() -> None:
 
 def test_a_positive_is_a_verdict_or_a_reward_above_the_threshold() -> None:
     """Rewards of .7 are not above .7; the verifier overrules where it judged all."""
-    rewards = [[0.7] * 4 + [0.71] * 2 + [0.0] * 2, [0.7] * 8]
+    rewards = [[0.7] * 4 + [0.71] * 2 + [0.0] * 2, [0.7] * 7 + [0.0]]
     counted = started(2).judge(groups_of([0, 1], rewards), FakeStep([]))
     assert counted.keep.tolist() == [True, False]
     judged = started(2).judge(groups_of([0, 1], rewards, correct=[[0] * 8, [1] + [0] * 7]), FakeStep([]))

@@ -138,6 +138,8 @@ def test_streams_replay_one_prompt_for_each_group_dropped() -> None:
     method.observe(passing([90, 91, 92], [4, 3, 0], 8), step)
     assert method.propose(3, step).rows.tolist() == [90, 0, 1]
     assert method.propose(2, step).rows.tolist() == [2, 3]
+    method.observe(passing([3], [0], 8), step)  # another place, while nothing was heard of 90
+    assert method.propose(2, step).rows.tolist() == [91, 4]
 
 
 def test_a_saved_method_goes_on_as_it_was() -> None:
