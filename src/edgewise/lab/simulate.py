@@ -30,6 +30,8 @@ from edgewise.types import ROLLOUT_SIGNALS
 REFERENCE = "dapo"
 METHODS = ("hive", "greso", "dapo", "uniform", "oracle")
 """What is compared unless told otherwise; `--methods all` takes every method that edgewise has."""
+TOO_SLOW = {"gps-ppm-20m": "its network of 20 million weights takes seconds a step on a processor; ask for it by name"}
+"""What `--methods all` leaves out, with the reason."""
 PATIENCE = 2.0
 """A method still under the bar after this multiple of the reference's responses is stopped, and counted with that multiple."""
 
@@ -128,13 +130,16 @@ def compare(
 ) -> Comparison:
     """Run every method on the same learners; `dapo` is added as the reference if it is not among them.
 
-    methods: names; "all" alone stands for every method whose signals the learner serves, and what is left out is said.
+    methods: names; "all" alone stands for every method but `TOO_SLOW` whose signals the learner serves, and says which not.
     steps: of dynamic sampling; the others get as many responses.  say: takes one line of progress a run.
     """
     for name, value, least in (("steps", steps, 1), ("seeds", seeds, 1), ("seed0", seed0, 0), ("prompts", prompts, batch_size)):
         if value < least:
             raise ConfigError(f"simulate: {name} must be at least {least}, got {value}.")
-    names = list(dict.fromkeys(methods)) if list(methods) != ["all"] else list(EVERY)
+    every = list(methods) == ["all"]
+    names = [name for name in EVERY if name not in TOO_SLOW] if every else list(dict.fromkeys(methods))
+    for name in sorted(TOO_SLOW) if every else ():
+        say(f"left out: {name}: {TOO_SLOW[name]}")
     if REFERENCE not in names:
         names.append(REFERENCE)
 
@@ -149,7 +154,7 @@ def compare(
             selector = Selector(name, learner.pool, batch_size=batch_size, group_size=group_size, total_steps=steps)
             selector.check_signals(served)
         except (EdgewiseError, ImportError) as error:
-            if list(methods) != ["all"]:
+            if not every:
                 raise
             names.remove(name)
             say(f"left out: {name}: {error}")
