@@ -78,6 +78,14 @@ def test_a_gate_drops_groups_that_teach_nothing_even_where_there_is_a_place() ->
     assert (gated.keep.tolist(), gated.reasons) == ([False, True], ("zero_variance", ""))
 
 
+def test_a_stream_keeps_a_quarter_of_what_is_reported_at_once() -> None:
+    step = FakeStep(range(100), streaming=True)
+    method = asked(2, step=step)
+    kept = method.judge(passing(list(range(8)), [0, 1, 4, 1, 8, 1, 3, 7], 8), step).keep
+    assert np.flatnonzero(kept).tolist() == [2, 6]
+    assert method.judge(passing([0, 1], [1, 4], 8), step).keep.tolist() == [False, True]
+
+
 def test_whole_runs_pay_four_times_the_batch_and_train_on_the_best_of_each_round() -> None:
     selector = selector_of("lilo")
     for number in range(10):

@@ -12,6 +12,7 @@ import numpy as np
 from edgewise.choosers.rank import TopK
 from edgewise.method import StepView
 from edgewise.methods.dynamic import DynamicSampling, shared_array
+from edgewise.methods.rates import ROUNDING
 from edgewise.types import Floats, Groups, Ints, MethodState, Requests, Verdicts
 
 
@@ -50,15 +51,18 @@ class BestOfRound(DynamicSampling):
     def worth(self, groups: Groups, step: StepView) -> Floats:
         """(n,) what each finished group is worth, higher is better; NaN or -inf where it must not be trained on."""
 
-    def places(self, finished: int) -> int:
-        """How many groups of a round of `finished` may stay: those that the batch lacks."""
-        del finished
-        return self._room
+    def places(self, finished: int, step: StepView) -> int:
+        """How many groups of `finished` may stay: those that the batch lacks; streaming, the share that a round would keep."""
+        return self.share_of(finished) if step.streaming else self._room
+
+    def share_of(self, finished: int) -> int:
+        """What a full round keeps, of `finished` groups; at least one."""
+        return max(1, math.floor(finished / self.oversample + ROUNDING))
 
     def judge(self, groups: Groups, step: StepView) -> Verdicts:
         gated = super().judge(groups, step)
         worth = np.where(gated.keep, self.worth(groups, step), -np.inf)
-        order = TopK()(worth, self.places(len(groups)), step.rng("ties"))
+        order = TopK()(worth, self.places(len(groups), step), step.rng("ties"))
         keep = np.zeros(len(groups), dtype=np.bool_)
         keep[order[worth[order] > -math.inf]] = True
         lost = ("" if kept else reason or self.lost for kept, reason in zip(keep, gated.reasons, strict=True))

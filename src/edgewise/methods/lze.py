@@ -18,7 +18,6 @@ reported, and as its code runs.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -29,7 +28,7 @@ from edgewise.method import StepView
 from edgewise.methods import checks
 from edgewise.methods.best_of_round import BestOfRound
 from edgewise.methods.entry import Entry
-from edgewise.methods.rates import ROUNDING, pass_rates
+from edgewise.methods.rates import pass_rates
 from edgewise.methods.skipping import draw_wanted
 from edgewise.prediction import Visits
 from edgewise.types import Array, Bools, Floats, Groups, Ints, MethodState, Setting
@@ -128,8 +127,8 @@ class Lze(BestOfRound):
         noisy = energies + self.noise * spread * step.rng("noise").gumbel(size=len(groups))
         return np.where(alive, noisy, -np.inf)
 
-    def places(self, finished: int) -> int:
-        return min(self._room, max(1, math.floor(self.keep_share * finished + ROUNDING)))
+    def places(self, finished: int, step: StepView) -> int:
+        return min(super().places(finished, step), self.share_of(finished))
 
     def observe(self, groups: Groups, step: StepView) -> None:
         super().observe(groups, step)

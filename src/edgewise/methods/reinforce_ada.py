@@ -1,7 +1,7 @@
 """Reinforce-Ada: sample each prompt in rounds until it has shown both outcomes often enough, then train on a balanced part.
 
 Xiong and others, "Reinforce-Ada: An Adaptive Sampling Framework for Reinforce-Style LLM Training", arXiv 2510.04996, and its
-code (RLHFlow: verl/trainer/ppo/reinforce_ada_utils.py, and the Tinker version, tinker_cookbook/rl/adaptive_sampling.py).
+code, read in its second version (RLHFlow/Reinforce-Ada-Tinker: tinker_cookbook/rl/adaptive_sampling.py).
 
     round     8 more rollouts for every prompt that has not exited, at most 4 rounds
     exit      "balanced": floor(n/2) positives and ceil(n/2) negatives      "positive": one positive
