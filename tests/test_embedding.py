@@ -127,3 +127,22 @@ def test_embedding_needs_no_torch_and_the_core_no_wordllama() -> None:
     heavy = ["torch", "scipy", "wordllama"]
     program = f"import sys, edgewise, edgewise.signals.embedding; print([m for m in {heavy} if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_signals_that_need_torch_say_so_and_the_others_load() -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from edgewise.signals import prompt_texts\n"
+        "try: from edgewise.signals import PromptEntropy\n"
+        "except ModuleNotFoundError as error: print(error)\n"
+    )
+    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert said == (
+        "edgewise.signals.PromptEntropy measures the policy with torch, which is not installed. "
+        "Install it with: pip install 'edgewise[trl]'\n"
+    )
+    import edgewise.signals
+
+    assert all(getattr(edgewise.signals, name) is not None for name in edgewise.signals.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = edgewise.signals.nothing
