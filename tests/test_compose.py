@@ -209,3 +209,15 @@ def test_yaml_that_would_build_objects_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("yaml")
     with pytest.raises(ConfigError, match="is no valid YAML"):
         compose(written(tmp_path, "m.yaml", "belief: !!python/object/apply:os.getcwd []\n"))
+
+
+def test_a_file_is_a_method_wherever_a_name_is(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('spread = 4\n[belief]\nkind = "beta"\ndecay = 0.5\n[score]\nkind = "expected_mixed"\n', encoding="utf-8")
+    pool = edgewise.PromptPool.from_ids(range(20))
+    selector = edgewise.Selector(str(file), pool, batch_size=4, group_size=4)
+    assert selector.method.parameters()["belief.decay"] == 0.5
+    with pytest.raises(ConfigError, match="takes its parameters from its file"):
+        edgewise.Selector(str(file), pool, batch_size=4, group_size=4, parameters={"spread": 8})
+    with pytest.raises(ConfigError, match=r"nowhere\.toml"):
+        edgewise.Selector(str(tmp_path / "nowhere.toml"), pool, batch_size=4, group_size=4)

@@ -249,6 +249,18 @@ def test_a_pool_of_retired_prompts_comes_back_rather_than_starving_the_run(tmp_p
     assert [run_step(s)[0] for _ in range(5)] == [run_step(twin)[0] for _ in range(5)]
 
 
+def test_a_pool_that_runs_dry_in_mid_step_does_not_offer_what_the_step_rolled_out():
+    def judge(groups: Groups, step: StepView) -> Verdicts:
+        return Verdicts(np.zeros(len(groups), dtype=bool), ("solved",) * len(groups), retire=np.ones(len(groups), dtype=bool))
+
+    s = selector(Scripted(judge, pilot=4), pool=7, batch=3)
+    for _ in range(3):
+        rounds, batch = run_step(s)
+        rows = [t.row for tickets in rounds for t in tickets]
+        assert len(rows) == len(set(rows)) == 7
+        assert batch is None
+
+
 def test_the_training_batch_says_what_trains_and_how_much_and_never_exceeds_the_budget():
     def judge(groups: Groups, step: StepView) -> Verdicts:
         trained = np.zeros(groups.rewards.shape, dtype=bool)

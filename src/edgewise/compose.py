@@ -47,6 +47,8 @@ from edgewise.beliefs.markov import Markov3
 from edgewise.beliefs.regressed import LogisticBelief, RidgeBelief
 from edgewise.choosers.rank import CHOOSERS
 from edgewise.errors import ConfigError, nearest
+from edgewise.method import Method
+from edgewise.methods import make
 from edgewise.methods.user import Composed
 from edgewise.scores import SCORES
 
@@ -95,6 +97,23 @@ def compose(source: str | os.PathLike[str] | Mapping[str, Any]) -> Composed:
     _check(rest, _settings(Composed), "", where)
     method: Composed = _built(Composed, {**parts, **rest}, where)
     return method
+
+
+def method_of(method: str | Method, parameters: Mapping[str, Any] | None = None) -> Method:
+    """A method given as users write it: a name, a file of a composition, or the object itself.
+
+    parameters: for a name only; a composition's stand in its file. Raises ConfigError.
+    """
+    if isinstance(method, str) and method.endswith(_ENDINGS):
+        if parameters:
+            raise ConfigError(
+                f"{method}: a composition takes its parameters from its file, got {', '.join(parameters)} as well."
+            )
+        return compose(method)
+    return make(method, **dict(parameters or {}))
+
+
+_ENDINGS = (".toml", ".yaml", ".yml")
 
 
 def _read(path: Path) -> Mapping[str, Any]:

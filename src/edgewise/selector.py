@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgewise import saved, state
+from edgewise.compose import method_of
 from edgewise.errors import (
     ConfigError,
     DegradedWarning,
@@ -31,7 +32,7 @@ from edgewise.errors import (
     StateError,
 )
 from edgewise.method import Method
-from edgewise.methods import make, methods_with
+from edgewise.methods import methods_with
 from edgewise.metrics import EntropyPremise
 from edgewise.pool import PromptPool
 from edgewise.stage import Judged, Signals, Stage
@@ -57,7 +58,7 @@ class Selector:
     """Chooses prompts for one run and keeps what was learned. One writer; not thread-safe.
 
     Args:
-        method: a name that `edgewise methods` lists, or a `Method`.
+        method: a name that `edgewise methods` lists, a file that `edgewise.compose` reads (.toml, .yaml), or a `Method`.
         pool: the prompts, as a `PromptPool`, or anything `PromptPool.from_dataset` takes.
         batch_size: groups in one training batch, >= 1.
         group_size: rollouts a group, >= 1.
@@ -104,7 +105,7 @@ class Selector:
             raise ConfigError(f"Selector(correct_at=...) must be a finite number, got {correct_at!r}.")
         if total_steps is not None:
             _require_count("total_steps", total_steps)
-        self.method = make(method, **dict(parameters or {}))
+        self.method = method_of(method, parameters)
         self.pool = pool if isinstance(pool, PromptPool) else PromptPool.from_dataset(pool)
         self.batch_size = int(batch_size)
         self.group_size = int(group_size)
@@ -289,7 +290,8 @@ class Selector:
         self.metrics = metrics
         self._premise = premise
         self._streaming = Stage(self, streaming=True)
-        self._streaming.aim(max(0, number - 1), 0, {})
+        newest = max((ticket.policy_version for ticket in tickets), default=0)
+        self._streaming.aim(max(0, number - 1), newest, {})
 
     def _autosave(self) -> None:
         """Write the state of this commit; a disk that refuses degrades the run, it never stops it."""

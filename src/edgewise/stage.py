@@ -93,8 +93,9 @@ class Stage:
 
     def draw(self, n: int) -> Ints:
         blocked = self._selector._blocked
-        if n > self._free():
-            self._bring_back(self._selector._retired.rows)
+        if n > self._free() and len(self._selector._retired):  # rather than starve; but nothing twice in one step
+            this_step = np.concatenate(self._issued) if self._issued else np.empty(0, dtype=np.int64)
+            self._bring_back(np.setdiff1d(self._selector._retired.rows, this_step))
         rows = self._selector._stream.draw(min(n, self._free()), blocked)
         self._offered.append(rows)
         self.metrics.add(offered=len(rows))

@@ -97,7 +97,7 @@ def attach(
 
     Args:
         trainer: a GRPOTrainer (or a subclass of one) with a map-style train_dataset.
-        method: a name that `edgewise methods` lists, a `Method`, or a `Selector` made over the same dataset.
+        method: a name that `edgewise methods` lists, a composition's file, a `Method`, or a `Selector` over the same dataset.
         parameters: hyper-parameters for a method given by name.
         outcome: name of the reward function that is the verifier. Its value from `correct_at` on means "correct", apart from
             the shaped reward. Name it when there are several; without it groups are judged on the weighted sum.

@@ -21,12 +21,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgewise.compose import method_of
 from edgewise.errors import ConfigError, nearest
 from edgewise.lab.arithmetic import KINDS, POOLS, make_pool
 from edgewise.lab.compare import Comparison
 from edgewise.lab.record import ArmSpec, claim, planned_steps
 from edgewise.lab.runner import run_arms
-from edgewise.methods import make
 from edgewise.types import PASS_RATE, Setting
 
 ORACLE: dict[str, Any] = {"gate": "off"}
@@ -169,7 +169,7 @@ def _specs(args: argparse.Namespace) -> list[ArmSpec]:
     specs = []
     for text in wanted:
         name, parameters = _parse(text)
-        method = make(name, **parameters)
+        method = method_of(name, parameters)
         total = args.steps or planned_steps(args.responses, args.batch_size, args.group_size)
         method.start(Setting(pool_size=args.prompts, batch_size=args.batch_size, group_size=args.group_size, total_steps=total))
         if PASS_RATE in method.needs and (args.task != "arithmetic" or args.policy == "smollm2"):
@@ -179,9 +179,9 @@ def _specs(args: argparse.Namespace) -> list[ArmSpec]:
             )
         specs += [
             ArmSpec(
-                method=name,
+                method=str(Path(name).resolve()) if Path(name).suffix else name,
                 parameters=parameters,
-                label=text if ":" in text else name,
+                label=text if ":" in text else Path(name).stem,
                 seed=args.seed0 + k,
                 task=args.task,
                 pool=args.pool,
