@@ -98,9 +98,14 @@ def machine() -> dict[str, Any]:
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         model = names[0] if names else model
     return {
-        "processor": model, "cores": os.cpu_count(), "load_1min": round(os.getloadavg()[0], 1),
-        "python": platform.python_version(), "numpy": np.__version__, "threads": os.environ["OMP_NUM_THREADS"], "edgewise": edgewise.__version__,
-    }  # fmt: skip
+        "processor": model,
+        "cores": os.cpu_count(),
+        "load_1min": round(os.getloadavg()[0], 1),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "threads": os.environ["OMP_NUM_THREADS"],
+        "edgewise": edgewise.__version__,
+    }
 
 
 def main() -> None:
