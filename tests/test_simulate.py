@@ -55,7 +55,7 @@ def test_only_mixed_groups_teach_and_relatives_share_the_gain():
 
 
 def test_what_is_trained_and_by_how_much_comes_from_the_verdicts():
-    """Mean 3/4 of the whole group. Trained: a failure (9/16) and a pass (1/16), mean 5/16; then the pass counts double: 11/32."""
+    """Mean 3/4 of the group. Trained: a failure (9/16) and a pass (1/16), mean 5/16; then the pass counts double: 11/32."""
     learner = SimulatedLearner(2, skills=1, own_gain=1.0, skill_gain=0.0)
     group = groups_of([0], [[1, 1, 1, 0]])
     some = np.array([[False, False, True, True]])
