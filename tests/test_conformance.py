@@ -23,6 +23,8 @@ UNMEASURED = {
 DETERMINISTIC: dict[str, str] = {"adarft": "it asks for the prompts nearest to its target difficulty; only ties are drawn"}
 ASKS_FOR_LESS: dict[str, str] = {}
 TOO_LARGE = {"gps-ppm-20m": "gps-ppm with another size, which would take minutes a test"}
+SMALLER: dict[str, dict[str, int]] = {"gps-ppm": {"gradient_steps": 1, "draws": 2}}
+"""Hyper-parameters that only make a method cheaper to test."""
 
 
 class TestEveryMethod(Conformance):
@@ -33,13 +35,14 @@ class TestEveryMethod(Conformance):
     @pytest.fixture(autouse=True, params=[name for name in METHODS if name not in TOO_LARGE])
     def _named(self, request: pytest.FixtureRequest) -> None:
         self.name = request.param
+        self.long_run = type(self).long_run // (5 if self.name in SMALLER else 1)
         self.may_waste = WASTES.get(self.name, "")
         self.may_prefer_unmeasured = UNMEASURED.get(self.name, "")
         self.deterministic = DETERMINISTIC.get(self.name, "")
         self.may_ask_for_less = ASKS_FOR_LESS.get(self.name, "")
 
     def make(self):
-        return make(self.name)
+        return make(self.name, **SMALLER.get(self.name, {}))
 
 
 @pytest.mark.slow
