@@ -6,22 +6,20 @@ and says in its failure what was seen and what to do. Strict mode throughout: wh
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 import tempfile
 from abc import abstractmethod
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
 from edgewise.method import Method
-from edgewise.methods import make as make_named
 from edgewise.selector import Selector
-from edgewise.testing.drive import Asked, Size, mixed_share, selector_of, steps, stream
+from edgewise.testing.drive import Asked, Size, selector_of, steps, stream
 from edgewise.testing.elsewhere import asked_elsewhere
+from edgewise.testing.waste import share_of, uniform_share
 from edgewise.testing.watch import Rule, Watched, held_bytes
 from edgewise.testing.world import World
 from edgewise.types import Array
@@ -238,8 +236,8 @@ class Conformance:
         if self.may_waste:
             _skip(f"it may waste: {self.may_waste}")
         for entropy_difficulty in (0.75, -0.75):
-            share, prompts = _share(self.make, entropy_difficulty, self.waste_groups)
-            uniform, others = _uniform_share(entropy_difficulty, self.waste_groups)
+            share, prompts = share_of(self.make, entropy_difficulty, self.waste_groups)
+            uniform, others = uniform_share(entropy_difficulty, self.waste_groups)
             bar = uniform - 4.0 * 0.5 * math.sqrt(1.0 / max(1, prompts) + 1.0 / others)
             _require(
                 share >= bar,
@@ -305,21 +303,6 @@ class Conformance:
                     np.array_equal(array, others[name], equal_nan=np.asarray(array).dtype.kind == "f"),
                     f"the resumed method's state().{part}[{name!r}] differs. Keep in state() all that later steps depend on",
                 )
-
-
-def _share(make: Callable[[], Method], entropy_difficulty: float, groups: int) -> tuple[float, int]:
-    """Mean share of responses in mixed groups over four pools, and the prompts asked for in all of them."""
-    size = Size(batch_size=8, group_size=8, total_steps=60)
-    found = []
-    for seed in range(1, 5):
-        world = World(200, seed=seed, entropy_difficulty=entropy_difficulty)
-        found.append(mixed_share(selector_of(make(), world, size, seed=seed), world, groups // 4))
-    return float(np.mean([share for share, _ in found])), sum(prompts for _, prompts in found)
-
-
-@functools.cache
-def _uniform_share(entropy_difficulty: float, groups: int) -> tuple[float, int]:
-    return _share(lambda: make_named("uniform"), entropy_difficulty, groups)
 
 
 def _require(condition: Any, otherwise: str) -> None:
