@@ -25,8 +25,8 @@ chooser the best are taken, without an allocator every prompt gets one group.
 from __future__ import annotations
 
 import importlib
-import math
 import os
+import sys
 import tomllib
 import types
 import typing
@@ -251,7 +251,7 @@ def _fits(value: Any, hint: Any) -> bool:
         if typing.get_origin(option) is Literal:
             good = isinstance(value, str) and value in typing.get_args(option)
         elif option is float:
-            good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         else:
             good = isinstance(value, option) and (option is bool or not isinstance(value, bool))
         if good:

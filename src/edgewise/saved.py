@@ -63,6 +63,7 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
         "step": selector._number,
         "position": selector._stream.position,
         "next_seq": selector._next_seq,
+        "policy_version": selector._streaming.policy_version,
         "totals": selector._totals,
         "metrics": {name: float(value) for name, value in selector.metrics.items() if math.isfinite(value)},
         "in_flight": [asdict(t) for t in selector.in_flight],
@@ -85,10 +86,14 @@ def restore(selector: Selector, path: str | os.PathLike[str]) -> None:
         known = [*tickets, *(waiting[seq].first for seq in waiting.seqs)]
         strangers = [t.prompt_id for t in known if not 0 <= t.row < len(pool) or pool.ids[t.row] != t.prompt_id]
         number, position, next_seq = (int(header[name]) for name in ("step", "position", "next_seq"))
-        run_id, totals, metrics = str(header["run_id"]), dict(header["totals"]), dict(header["metrics"])
+        version = int(header.get("policy_version", max((t.policy_version for t in tickets), default=0)))
+        run_id = str(header["run_id"])
+        totals, metrics = ({name: float(value) for name, value in header[of].items()} for of in ("totals", "metrics"))
+        if not strangers:
+            _require_sound(tickets, waiting, retired, len(pool), number, position, next_seq)
         numpy_then, batch_size = str(header["numpy"]), int(header["batch_size"])
         premise.restore(ours)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise StateError(f"{path} lacks something that a selector keeps: {error!r}. Use an older state.") from error
     if strangers:
         raise StateError(f"{path} has a ticket for {strangers[0]!r}, which is not the prompt of its row. Use an older state.")
@@ -98,7 +103,35 @@ def restore(selector: Selector, path: str | os.PathLike[str]) -> None:
         selector._warn(f"batch_size was {batch_size} and is {selector.batch_size} now: the next batches will differ.")
     _restore_method(selector, path, arrays)
     selector.run_id = run_id
-    selector._become(number, position, next_seq, tickets, totals, metrics, premise, waiting, retired)
+    selector._become(number, position, next_seq, version, tickets, totals, metrics, premise, waiting, retired)
+
+
+def _require_sound(
+    in_flight: list[Ticket], waiting: Waiting, retired: Retired, pool_size: int, number: int, position: int, next_seq: int
+) -> None:
+    """Raise ValueError for what no selector writes: it would fail, or go wrong in silence, in the middle of a later step."""
+    if min(number, position, next_seq) < 0:
+        raise ValueError(f"step {number}, position {position}, next_seq {next_seq} must not be negative")
+    begun = [waiting[seq] for seq in waiting.seqs]
+    for ticket in [*in_flight, *(group.first for group in begun)]:
+        counts = (ticket.seq, ticket.row, ticket.step, ticket.round, ticket.policy_version, ticket.rollouts)
+        if any(type(count) is not int for count in counts) or not 0 <= ticket.seq < next_seq or ticket.rollouts < 1:
+            raise ValueError(f"there is no such ticket: {ticket}")
+        if ticket.predicted_pass_rate is not None and not math.isfinite(ticket.predicted_pass_rate):
+            raise ValueError(f"there is no such prediction: {ticket}")
+    if len({ticket.seq for ticket in in_flight}) != len(in_flight):
+        raise ValueError("a ticket is in flight twice")
+    going_on = {ticket.seq: ticket for ticket in in_flight if ticket.continues is not None}
+    asked = {group.asked: (group.first.row, group.wanted, group.first.seq) for group in begun if group.asked is not None}
+    if asked != {seq: (ticket.row, ticket.rollouts, ticket.continues) for seq, ticket in going_on.items()}:
+        raise ValueError("groups that wait and the tickets that continue them do not agree")
+    rows = [ticket.row for ticket in in_flight if ticket.continues is None] + waiting.rows.tolist()
+    if len(set(rows)) != len(rows):
+        raise ValueError("a prompt is in flight or waits twice")
+    if not all(0 <= row < pool_size for row in retired.rows.tolist()):
+        raise ValueError(f"a retired row is none of the {pool_size}")
+    if retired.latest > max(position, next_seq) // pool_size + 1:
+        raise ValueError("a prompt is retired for longer than a pass")
 
 
 def continue_from(selector: Selector, snapshots: state.Snapshots, resume: str) -> None:

@@ -175,6 +175,7 @@ class Selector:
         )
         self._blocked[self._waiting.rows] = False
         self._waiting = Waiting()
+        self._open = {seq: ticket for seq, ticket in self._open.items() if ticket.continues is None}
 
     def check_signals(self, served: Iterable[Signal]) -> None:
         """Raise HostError unless every signal the method needs is among those served."""
@@ -273,7 +274,7 @@ class Selector:
         saved.restore(self, path)
 
     def _become(
-        self, number: int, position: int, next_seq: int, tickets: list[Ticket], totals: Mapping[str, float],
+        self, number: int, position: int, next_seq: int, version: int, tickets: list[Ticket], totals: Mapping[str, float],
         metrics: dict[str, float], premise: EntropyPremise, waiting: Waiting, retired: Retired,
     ) -> None:  # fmt: skip
         """The last act of a restore: all that is ours, at once. Nothing here fails."""
@@ -290,8 +291,7 @@ class Selector:
         self.metrics = metrics
         self._premise = premise
         self._streaming = Stage(self, streaming=True)
-        newest = max((ticket.policy_version for ticket in tickets), default=0)
-        self._streaming.aim(max(0, number - 1), newest, {})
+        self._streaming.aim(max(0, number - 1), version, {})
 
     def _autosave(self) -> None:
         """Write the state of this commit; a disk that refuses degrades the run, it never stops it."""

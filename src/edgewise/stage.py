@@ -150,6 +150,14 @@ class Stage:
         self._undo_premise = self._selector._premise.arrays()
         self._undo_waiting, self._undo_retired = self._selector._waiting.copy(), self._selector._retired.copy()
 
+    def drop_reissued(self) -> None:
+        """Tickets that a restore left in flight are void: the step that was cut off is done again as a whole."""
+        selector = self._selector
+        void = [ticket for ticket in selector._reissue if selector._open.pop(ticket.seq, None) is not None]
+        selector._reissue = []
+        selector._waiting.forget_asked({ticket.seq for ticket in void})
+        self._free_up(np.array([ticket.row for ticket in void], dtype=np.int64))
+
     def begin(self) -> None:
         """The start of a step, after `mark`: retired prompts whose pass is over come back, groups that waited too long go."""
         selector = self._selector
@@ -162,6 +170,7 @@ class Stage:
             if stale:
                 groups = outcomes.joined(stale)
                 self._decide(groups, Verdicts.of(np.zeros(len(groups), dtype=np.bool_), "stale"))
+                self._free_up(groups.rows)
 
     def _bring_back(self, rows: Ints) -> None:
         """Retired prompts may be offered again."""
@@ -223,9 +232,9 @@ class Stage:
         for i, (row, rollouts) in enumerate(zip(requests.rows.tolist(), requests.rollouts.tolist(), strict=True)):
             p = None if predicted is None or not np.isfinite(predicted[i]) else float(predicted[i])
             tickets.append(self._ticket(row, rollouts, p, None))
-        fresh = requests.rows[~selector._blocked[requests.rows]]  # methods that pick from the whole pool do not draw
-        selector._blocked[fresh] = True
-        self._offered.append(fresh)
+        selector._retired.remove(requests.rows)  # a method may ask for one in spite of that
+        selector._blocked[requests.rows] = True  # methods that pick from the whole pool do not draw
+        self._offered.append(requests.rows)
         self._issued.append(requests.rows)
         return tickets
 
@@ -238,7 +247,9 @@ class Stage:
             waiting.ask(begun.first.seq, ticket.seq)
             tickets.append(ticket)
         if tickets:
-            self._offered.append(np.array([ticket.row for ticket in tickets], dtype=np.int64))
+            rows = np.array([ticket.row for ticket in tickets], dtype=np.int64)
+            self._offered.append(rows)
+            self._issued.append(rows)
             self.metrics.add(continued=len(tickets))
         return tickets
 

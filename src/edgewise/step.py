@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -36,12 +37,7 @@ class Step:
             raise ConfigError("Selector.step(): a step is entered once, and one at a time.")
         self._entered = True
         selector._current = self
-        if selector._reissue:  # a synchronous step that was cut off is done again as a whole
-            for ticket in selector._reissue:
-                selector._open.pop(ticket.seq, None)
-                selector._blocked[ticket.row] = False
-            selector._reissue = []
-            selector._waiting.forget_asked()
+        self._stage.drop_reissued()
         self._stage.aim(selector._number, self._policy_version, {})
         self._stage.mark()
         try:
@@ -122,8 +118,9 @@ class Step:
     def training_batch(self) -> Groups:
         """The first `batch_size` kept groups in the order in which they were requested; fewer if the step ended short.
 
-        Together they train on at most batch_size x group_size rollouts: what goes beyond is left out. `trained` and `weights`
-        say which rollouts of each group count, and how much. Raises ShortfallError if not one group was kept.
+        Together they train on at most batch_size x group_size rollouts: groups that go beyond are left out, and of a first
+        group that alone goes beyond, its last rollouts. `trained` and `weights` say which rollouts of each group count, and how
+        much. Raises ShortfallError if not one group was kept.
         """
         kept = _in_request_order(self._kept)
         if kept is None or len(kept) == 0:
@@ -132,7 +129,12 @@ class Step:
                 "rounds), add prompts of other difficulty, or train on a zero-variance batch on purpose."
             )
         first = kept.select(np.arange(min(len(kept), self._selector.batch_size)))
-        within = np.cumsum(first.trained.sum(axis=1)) <= self._selector.batch_size * self._selector.group_size
+        most = self._selector.batch_size * self._selector.group_size
+        within = np.cumsum(first.trained.sum(axis=1)) <= most
+        if not within[0]:
+            alone = first.select(np.array([0]))
+            trained = alone.trained & (np.cumsum(alone.trained, axis=1) <= most)
+            return replace(alone, trained=trained, weights=np.where(trained, alone.weights, 0.0))
         return first if within.all() else first.select(np.flatnonzero(within))
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -86,9 +86,9 @@ class Waiting:
         """Note that ticket `seq` asks for the rest of the group that ticket `first` began."""
         self._begun[first] = replace(self._begun[first], asked=seq)
 
-    def forget_asked(self) -> None:
-        """The tickets that asked are void (a step was cut off): the groups wait again."""
-        self._begun = {first: replace(begun, asked=None) for first, begun in self._begun.items()}
+    def forget_asked(self, void: Container[int]) -> None:
+        """These tickets are void (a step was cut off): the groups for which they asked wait again."""
+        self._begun = {first: replace(b, asked=None) if b.asked in void else b for first, b in self._begun.items()}
 
     def remove(self, first: int) -> None:
         """The group is whole, or given up."""
@@ -129,16 +129,39 @@ class Waiting:
             return waiting
         tickets = tuple(Ticket(**entry["ticket"]) for entry in header)
         columns = {name: np.array(arrays[f"waiting_{name}"]) for name in GROUP_ARRAYS}
-        if any(len(column) != len(tickets) for column in columns.values()):
-            raise ValueError("groups that wait and their arrays differ in number")
         groups = Groups(tickets=tickets, **columns)
+        _require_sound(groups)
         for i, entry in enumerate(header):
             asked = None if entry["asked"] is None else int(entry["asked"])
             parts = tuple((int(seq), int(rollouts)) for seq, rollouts in entry["parts"])
-            waiting._begun[tickets[i].seq] = Begun(
-                groups.select(np.array([i])), parts, int(entry["wanted"]), int(entry["not_before"]), asked
-            )
+            begun = Begun(groups.select(np.array([i])), parts, int(entry["wanted"]), int(entry["not_before"]), asked)
+            rollouts = [n for _, n in parts]
+            if min(rollouts) < 1 or sum(rollouts) != groups.asked[i] or parts[0] != (begun.first.seq, begun.first.rollouts):
+                raise ValueError(f"a group that waits has {groups.asked[i]} rollouts, its parts are {parts}")
+            if begun.wanted < 1:
+                raise ValueError(f"a group waits for {begun.wanted} rollouts")
+            waiting._begun[begun.first.seq] = begun
+        if len(waiting) != len(header):
+            raise ValueError("a group waits twice")
         return waiting
+
+
+def _require_sound(groups: Groups) -> None:
+    """Raise ValueError unless the arrays fit each other and the tickets, in shape, type and range."""
+    shape, like = groups.rewards.shape, outcomes.stack([], lambda error: None)
+    for name, fill in GROUP_ARRAYS.items():
+        array, wanted = getattr(groups, name), (len(groups.tickets),) if fill is None else shape
+        if array.shape != wanted or array.dtype != getattr(like, name).dtype or len(shape) != 2:
+            raise ValueError(f"waiting_{name} has shape {array.shape} and type {array.dtype}")
+    if groups.rows.tolist() != [ticket.row for ticket in groups.tickets]:
+        raise ValueError("waiting_rows are not those of the tickets")
+    if groups.asked.min() < 1 or groups.asked.max() > shape[1]:
+        raise ValueError(f"waiting_asked must lie in [1, {shape[1]}]")
+    inside = np.arange(shape[1]) < groups.asked[:, None]
+    if (groups.valid != (np.isfinite(groups.rewards) & inside)).any() or np.isinf(groups.rewards).any():
+        raise ValueError("waiting_valid must say where waiting_rewards are finite")
+    if min(groups.truncated.min(), groups.response_tokens.min()) < 0:
+        raise ValueError("counts of groups that wait must not be negative")
 
 
 class Retired:
@@ -154,6 +177,11 @@ class Retired:
     def rows(self) -> Ints:
         """(n,) pool rows."""
         return np.array(list(self._until), dtype=np.int64)
+
+    @property
+    def latest(self) -> int:
+        """The last pass for which one of them waits; 0 where there are none."""
+        return max(self._until.values(), default=0)
 
     def copy(self) -> Retired:
         """As it is now."""
@@ -179,4 +207,4 @@ class Retired:
     @classmethod
     def restored(cls, arrays: dict[str, Array]) -> Retired:
         """The inverse."""
-        return cls({int(row): int(until) for row, until in arrays.get("retired", np.empty((0, 2)))})
+        return cls({int(row): int(until) for row, until in arrays.get("retired", np.empty((0, 2), dtype=np.int64)).tolist()})
