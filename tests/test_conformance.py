@@ -16,10 +16,7 @@ from edgewise.types import MethodState, Requests
 
 CONTROL = "a control: it does not choose"
 WASTES = {"uniform": CONTROL}
-UNMEASURED = {
-    "hive": "prompts without an entropy skip stage 2 unranked, by choice",
-    "hive-eq": "prompts without an entropy skip stage 2 unranked, by choice",
-}
+UNMEASURED: dict[str, str] = {}
 DETERMINISTIC: dict[str, str] = {"adarft": "it asks for the prompts nearest to its target difficulty; only ties are drawn"}
 ASKS_FOR_LESS: dict[str, str] = {}
 TOO_LARGE = {"gps-ppm-20m": "gps-ppm with another size, which would take minutes a test"}

@@ -247,8 +247,13 @@ class Hive(DynamicSampling):
         rows = np.concatenate(blocks)
         if self.stage2 == "off" or len(rows) == 0:
             return rows
-        entropies, ranked = self._entropies(rows, step)
-        free = rows[~ranked][:target]
+        entropies, ranked, bypassing = self._entropies(rows, step)
+        # each that cannot be ranked is kept with the chance that the ranked have: it is neither preferred nor starved
+        unmeasured = np.flatnonzero(~ranked & ~bypassing)
+        if len(unmeasured) and ranked.any():
+            share = self.keep_share if self.stage2 == "band" else 0.5
+            unmeasured = unmeasured[step.rng("unmeasured").random(len(unmeasured)) < share]
+        free = rows[np.sort(np.concatenate([np.flatnonzero(bypassing), unmeasured]))][:target]
         target, missing = target - len(free), max(0, room - len(free))
         at = np.flatnonzero(ranked)
         if self.gate_pool == "raw_batch" and not dry:
@@ -264,8 +269,8 @@ class Hive(DynamicSampling):
         step.log(v_scored=len(at), v_upper=len(choice.upper), v_kept=len(choice.kept), v_low=len(choice.low))
         return np.concatenate([rows[choice.kept], free])
 
-    def _entropies(self, rows: Ints, step: StepView) -> tuple[Floats, Bools]:
-        """(n,) prompt entropies and (n,) which of them rank: not where stage 2 is bypassed, nor where the host gave none."""
+    def _entropies(self, rows: Ints, step: StepView) -> tuple[Floats, Bools, Bools]:
+        """(n,) prompt entropies, (n,) which of them rank, and (n,) which prompts bypass stage 2; a host may give none."""
         bypassing = np.zeros(len(rows), dtype=np.bool_)
         if self.bypass > 0.0:
             bypassing = step.rng("bypass").random(len(rows)) < self.bypass
@@ -281,8 +286,8 @@ class Hive(DynamicSampling):
             step.problem(
                 SignalError(
                     f"signal({PROMPT_ENTROPY!r}) of prompt row {int(rows[first])} must be finite, got {entropies[first]} "
-                    f"({int(missing.sum())} of {len(rows)} prompts). They skip stage 2 unranked; a prompt needs "
-                    "at least two tokens."
+                    f"({int(missing.sum())} of {len(rows)} prompts). Each is kept with the chance of stage 2, unranked; a "
+                    "prompt needs at least two tokens."
                 )
             )
         ranked: Bools = np.isfinite(entropies)
@@ -294,7 +299,7 @@ class Hive(DynamicSampling):
                 of_kind = entropies[ranked & (kinds == kind)]
                 if len(of_kind):
                     step.gauge(**{f"v_median_{word}": float(np.median(of_kind))})
-        return entropies, ranked
+        return entropies, ranked, bypassing
 
     def _band_of_blocks(self, blocks: list[Ints], entropies: Floats, ranked: Bools) -> Ranked:
         """The band of every raw batch by itself, joined."""
