@@ -38,6 +38,7 @@ def save(trainer: Any, selector: Selector, checkpoint: Path, store: Store) -> No
     folder = checkpoint / _FOLDER
     mine, waiting = folder / f"buffer-{accelerator.process_index}.safetensors", folder / _waiting(accelerator.process_index)
     own = [mine, waiting, folder / _STATE] if accelerator.is_main_process else [mine, waiting]
+    failed = None
     try:
         for file in own:  # of an earlier run into the same folder: never to be taken for this one's
             file.unlink(missing_ok=True)
@@ -46,10 +47,12 @@ def save(trainer: Any, selector: Selector, checkpoint: Path, store: Store) -> No
         store.save(waiting)
         if accelerator.is_main_process:
             selector.save(folder / _STATE)
-    except (OSError, SafetensorError, StateError, TypeError) as error:
+    except (OSError, SafetensorError, StateError, TypeError, ValueError) as error:
+        failed = str(error)
+    if failures := [failure for failure in gather_object([failed]) if failure is not None]:
         selector.problem(
             StateError(
-                f"The selector's part of {checkpoint} could not be written: {error}. Training goes on, but not from this "
+                f"The selector's part of {checkpoint} could not be written: {failures[0]}. Training goes on, but not from this "
                 "checkpoint: resume from an older one, or with attach(..., resume='fresh')."
             )
         )
@@ -122,14 +125,15 @@ def _save_cycle(trainer: Any, file: Path) -> None:
 
 def _restore_cycle(trainer: Any, selector: Selector, file: Path) -> None:
     """Take up the cycle where every process can; else TRL starts a new one, on all of them."""
+    tensors, failed = None, None
     try:
         tensors = _load_cycle(trainer, file)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        selector.problem(
-            StateError(f"{file} cannot be read: {error!r}. A new generation starts at once; the rest is as it was.")
-        )
-        tensors = None
-    if not all(gather_object([tensors is not None])) or tensors is None:
+        failed = f"{file} cannot be read: {error!r}"
+    told = gather_object([(tensors is not None, failed)])  # first of all: in strict mode all raise, or the rest would wait
+    if failures := [failure for _, failure in told if failure is not None]:
+        selector.problem(StateError(f"{failures[0]}. A new generation starts at once; the rest is as it was."))
+    if not all(taken for taken, _ in told) or tensors is None:
         return
     trainer._step = int(tensors.pop("step"))
     parts: dict[int, dict[str, torch.Tensor]] = {}

@@ -6,6 +6,7 @@ trajectories too, also through a checkpoint (`save`, `load`): plain JSON, since 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -83,26 +84,59 @@ class Store:
             str(seq): {"rewards": made.rewards.tolist(), "records": {str(j): record for j, record in made.records.items()}}
             for seq, made in self._made.items()
         }
+        text = json.dumps(content, default=_plain)
         temporary = file.with_name(f".{file.name}.tmp")
         try:
             with temporary.open("w", encoding="utf-8") as out:
-                json.dump(content, out)
+                out.write(f'{{"sha256": "{_digest(text)}", "made": {text}}}')
                 out.flush()
                 os.fsync(out.fileno())
             os.replace(temporary, file)
         finally:
             temporary.unlink(missing_ok=True)
 
-    def load(self, file: Path, like: torch.Tensor) -> None:
-        """Take up what `save` wrote; rewards become like `like`. Raises OSError, ValueError, KeyError, TypeError."""
+    def load(self, file: Path, functions: int, device: torch.device) -> None:
+        """Take up what `save` wrote, with rewards of so many functions on `device`, where those of new rounds are.
+
+        Raises OSError, ValueError, KeyError, TypeError, AttributeError; nothing is held then.
+        """
+        self._made = {}
         if not file.is_file():
-            self._made = {}
             return
         content = json.loads(file.read_text(encoding="utf-8"))
-        self._made = {
+        if _digest(json.dumps(content["made"])) != content["sha256"]:
+            raise ValueError("its SHA-256 does not match its content")
+        made = {
             int(seq): Made(
-                torch.tensor(entry["rewards"], dtype=like.dtype, device=like.device),
+                torch.tensor(entry["rewards"], dtype=torch.float32, device=device),
                 {int(j): record for j, record in entry["records"].items()},
             )
-            for seq, entry in content.items()
+            for seq, entry in content["made"].items()
         }
+        if any(one.rewards.ndim != 2 or one.rewards.shape[1] != functions for one in made.values()):
+            raise ValueError(f"it does not hold the rewards of {functions} functions")
+        self._made = made
+
+    def held(self) -> dict[int, tuple[int, list[int]]]:
+        """For each ticket, its rollouts and the numbers of those that this process generated."""
+        return {seq: (len(made.rewards), sorted(made.records)) for seq, made in self._made.items()}
+
+
+def complete(held: Sequence[dict[int, tuple[int, list[int]]]]) -> bool:
+    """Whether the processes, each of which says what it `held`, together hold each rollout of the same tickets once."""
+    return all(
+        all(seq in one and one[seq][0] == n for one in held)
+        and sorted(j for one in held for j in one[seq][1]) == list(range(n))
+        for seq, n in {seq: n for one in held for seq, (n, _) in one.items()}.items()
+    )
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of numpy and torch as Python's. Raises TypeError for what JSON cannot hold."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} cannot be written into a checkpoint")

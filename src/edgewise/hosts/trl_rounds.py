@@ -20,7 +20,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 
 from edgewise.errors import HostError, ShortfallError, SignalError, StateError
 from edgewise.hosts.trl_advantage import group_advantages
-from edgewise.hosts.trl_made import Asked, Place, Store
+from edgewise.hosts.trl_made import Asked, Place, Store, complete
 from edgewise.hosts.trl_replay import Replay, Rollouts, joined
 from edgewise.hosts.trl_signals import PromptSignals
 from edgewise.selector import Selector
@@ -154,6 +154,7 @@ class Rounds:
     def _lead(self) -> Batch:
         """The main process: drive the selector, and say what the training batch is."""
         selector = self.selector
+        self._chains = selector.waiting  # not what a step that failed half way left here
         if any(seq not in self.store for first in selector.waiting for seq in self._tickets_of(first)):
             selector.give_up_waiting("their rollouts are not in the checkpoint")
         with selector.step(policy_version=self._policy_version()) as step:
@@ -244,12 +245,20 @@ class Rounds:
     # -- resuming ------------------------------------------------------------------------------------------------------
 
     def take_up(self, file: Path) -> None:
-        """After the selector was restored: this process' rollouts of groups that wait. What cannot be read is given up."""
+        """After the selector was restored: this process' rollouts of groups that wait. They are of use only if every process
+        has its part of them; else all forget them, and the selector gives their groups up.
+        """
+        trainer, failed = self.trainer, None
         try:
-            self.store.load(file, self.trainer.reward_weights)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            self.selector.problem(StateError(f"{file} cannot be read: {error!r}. Groups that were begun are given up."))
-        self._chains = self.selector.waiting
+            self.store.load(file, len(trainer.reward_weights), trainer.accelerator.device)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            failed = f"{file} cannot be read: {error!r}"
+        told = gather_object([(failed, self.store.held())])
+        if failures := [failure for failure, _ in told if failure is not None]:
+            self.store.keep_only([])
+            self.selector.problem(StateError(f"{failures[0]}. Groups that were begun are given up."))
+        if not complete([held for _, held in told]):
+            self.store.keep_only([])
 
     # -- all processes in step -----------------------------------------------------------------------------------------
 
@@ -310,7 +319,8 @@ class Rounds:
         prompts = [example["prompt"] for example in inputs]
 
         limit = self.generate_rows or (each if getattr(trainer, "use_vllm", False) else self._local_rows)
-        with contextlib.nullcontext() if even else self._one_by_one():
+        whole = even and (each <= limit or each % group == limit % group == 0)  # groups in each call, over all processes
+        with contextlib.nullcontext() if whole else self._one_by_one():
             parts = [trainer._generate(prompts[i : i + limit]) for i in range(0, each, limit)]
         generated = joined(parts)
         for name, values in generated[5].items():  # extra fields of a rollout_func belong to the reward functions
@@ -336,7 +346,9 @@ class Rounds:
 
     @contextlib.contextmanager
     def _one_by_one(self) -> Iterator[None]:
-        """For groups of different sizes: vLLM is given every prompt as often as it is to be answered, one answer each."""
+        """Where a call does not hold whole groups of one size: vLLM gets each prompt as often as it is to be answered, one
+        answer each. Else it would take the first of every `num_generations` prompts for all of them.
+        """
         trainer = self.trainer
         group, trainer.num_generations = trainer.num_generations, 1
         try:
