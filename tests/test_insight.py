@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import edgewise
 from edgewise.beliefs.beta import PASS_RATE_PRIOR
 from edgewise.errors import ConfigError, DegradedWarning
 from edgewise.methods.insight import Insight, InsightRevisit, decided_by_key
@@ -135,6 +137,41 @@ def test_at_most_the_given_share_is_unseen_while_there_are_others() -> None:
         assert (rows >= 200).sum() == 1
         assert step.levels["unseen_share"] == 0.25
         assert len(set(rows.tolist())) == B
+
+
+@pytest.mark.parametrize(("wanted", "mean"), [(1, 0.25), (2, 0.5), (6, 1.5)])
+def test_a_share_that_is_no_whole_number_is_rounded_by_chance(wanted: int, mean: float) -> None:
+    """Rounded down, a request of three or fewer would never see a new prompt. 800 requests: sigma of the mean at most .018,
+    ±.11 is 6 sigma: about once in 5e8 runs."""
+    method = started(InsightRevisit, candidates="pool")
+    method.observe(passing(list(range(200)), [row % 9 for row in range(200)], K), at(0))
+    unseen = [int((method.propose(wanted, at(number, streaming=True)).rows >= 200).sum()) for number in range(1, 801)]
+    assert set(unseen) <= {math.floor(mean), math.ceil(mean)}
+    assert abs(np.mean(unseen) - mean) < 0.11
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_with_small_batches_the_revisiting_preset_still_sees_the_pool(batch_size: int) -> None:
+    method, seen = started(InsightRevisit, pool_size=16), set()
+    for number in range(200):
+        rows = method.propose(batch_size, at(number)).rows.tolist()
+        method.observe(passing(rows, [4] * len(rows), K), at(number))
+        seen |= set(rows)
+    assert seen == set(range(16))
+
+
+def test_prompts_whose_rollouts_always_fail_do_not_take_the_place_of_all_others() -> None:
+    """Nothing is learned of them, so they look unseen for ever, and unseen prompts win: 4 of 32 would make up every batch of 4.
+    Given back once a pass instead, they take at most one batch of eight, besides where a pass ends."""
+    selector = edgewise.Selector("insight", [{"prompt": str(i)} for i in range(32)], batch_size=4, group_size=4)
+    kept = []
+    for version in range(48):
+        with selector.step(policy_version=version) as step:
+            for tickets in step.requests():
+                answers = [[None] * 4 if t.row < 4 else [1.0, 0.0, 1.0, 0.0] for t in tickets]
+                step.report([edgewise.Outcome(ticket=t, rewards=a) for t, a in zip(tickets, answers, strict=True)])
+            kept.append(4 - step.missing)
+    assert np.mean(kept[8:]) > 0.75 * 4
 
 
 def test_the_share_yields_where_there_are_no_others() -> None:

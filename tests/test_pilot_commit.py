@@ -119,6 +119,7 @@ def test_whole_runs_commit_and_evict_for_good() -> None:
     [
         ({"lower": 0.6, "upper": 0.6}, "must leave a band lower <= p <= 1 - upper, got 0.6 and 0.6"),
         ({"evict_at": 0.75}, "must be above the band that is trained, 1 - upper = 0.75, got 0.75"),
+        ({"upper": 0.0}, "= 1, got 1.0. Raise it, or set it to None, which evicts no prompt"),
         ({"max_staleness": -1}, "must be a whole number of at least 0, got -1"),
         ({"pilot": 32}, "must be at most group_size = 16, got 32"),
     ],

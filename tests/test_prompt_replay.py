@@ -46,6 +46,14 @@ def test_nothing_is_replayed_within_the_cool_down() -> None:
     assert found == [False, False, True]
 
 
+def test_the_cool_down_of_a_stream_is_counted_in_policy_versions() -> None:
+    """Calls of `take` say nothing: a host may make one for each prompt."""
+    method = started(replay_share=1.0)
+    method.observe(passing([90], [4], 8), FakeStep([], number=40, policy_version=4, streaming=True))
+    stream = [FakeStep(range(20), number=41 + 10 * version, policy_version=version, streaming=True) for version in (5, 6, 7)]
+    assert [90 in method.propose(4, step).rows for step in stream] == [False, False, True]
+
+
 def test_a_prompt_is_replayed_at_most_so_often_in_the_whole_run() -> None:
     method = started(max_reuse=2, replay_share=1.0)
     method.observe(passing([90], [4], 8), FakeStep([]))
@@ -86,7 +94,7 @@ def test_single_requests_of_a_stream_replay_their_share_too() -> None:
     method.observe(passing([90], [4], 8), FakeStep([]))
     replays = 0
     for number in range(1, 401):
-        step = FakeStep([number % 80], number=number, streaming=True)
+        step = FakeStep([number % 80], number=number, policy_version=number, streaming=True)
         rows = method.propose(1, step).rows.tolist()
         replays += rows == [90]
         method.observe(passing(rows, [4 if rows == [90] else 0], 8), step)

@@ -255,6 +255,12 @@ def test_a_stream_learns_when_a_batch_is_in_and_the_policy_has_moved() -> None:
     for number in range(50):
         shared.observe(visits([number % 4], [4], [8]), at(1, 5 + number))
     assert len(shared._pending) == 8  # 4·B, however long the host stays at one version
+    shared.predict(np.arange(4), at(1, 56))
+    assert [len(b.rates) for b in shared._model.batches] == [2, 2, 8]  # a version that stands still is not waited for for ever
+    for number in range(7):
+        shared.observe(visits([number % 4], [4], [8]), at(1, 57 + number))
+        shared.predict(np.arange(4), at(1, 57 + number))
+    assert len(shared._model.batches) == 3
 
 
 def test_stale_groups_count_for_their_prompt_only() -> None:

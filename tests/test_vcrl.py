@@ -55,6 +55,13 @@ def test_the_threshold_rises_after_twenty_steps(number: int, kept: list[int]) ->
     assert set(verdicts.reasons) == {"", "low_variance"}
 
 
+@pytest.mark.parametrize(("version", "kept"), [(0, [1, 2, 3, 4, 5, 6, 7]), (19, [1, 2, 3, 4, 5, 6, 7]), (20, [3, 4, 5])])
+def test_in_a_stream_the_threshold_rises_by_policy_versions_and_not_by_calls(version: int, kept: list[int]) -> None:
+    counts = list(range(9))
+    step = FakeStep([], number=5000, policy_version=version, streaming=True)
+    assert np.flatnonzero(started().judge(passing(counts, counts, 8), step).keep).tolist() == kept
+
+
 def test_the_early_threshold_drops_one_of_sixteen() -> None:
     verdicts = started(16).judge(passing([0, 1], [1, 2], 16), FakeStep([]))
     assert verdicts.keep.tolist() == [False, True]

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from edgewise.beliefs import checks
 from edgewise.beliefs.base import Belief
+from edgewise.beliefs.clock import time_of
 from edgewise.errors import ConfigError, SignalError
 from edgewise.method import StepView
 from edgewise.prediction import Prediction, Visits
@@ -52,7 +53,7 @@ class BetaBelief(Belief):
     prior_strength: float = 2.0
     """κ > 0: how many rollouts a guess from outside is worth; 2 is the evidence of the flat prior. [choice]"""
     reset_every: int | None = None
-    """Forget everything each so many steps. None: never. [CurES]"""
+    """Forget everything each so many steps (policy versions of a stream). None: never. [CurES]"""
 
     passed: Floats = field(init=False, repr=False)
     failed: Floats = field(init=False, repr=False)
@@ -115,7 +116,7 @@ class BetaBelief(Belief):
         self.period[rows] = self._period_of(step)
 
     def _period_of(self, step: StepView) -> int:
-        return 0 if self.reset_every is None else step.number // self.reset_every
+        return 0 if self.reset_every is None else time_of(step, 0) // self.reset_every
 
     def _current(self, rows: Ints, step: StepView) -> Bools:
         return np.asarray(self.period[rows] == self._period_of(step))

@@ -8,7 +8,8 @@ A prompt never visited is believed to be exactly g; after many visits its own ev
 with the model, counts do not. The combination is ours [choice]; combine="none" is the model alone, as in GPS, arXiv 2602.01970.
 
 The model learns once per step, from the groups observed since, in ticket order: when the first prediction of the next step is
-asked for. In a stream it learns when a batch of new groups is in and the policy version has moved, whichever is later.
+asked for. In a stream it learns when a batch of new groups is in and the policy version has moved, whichever is later; a
+version that stands still is waited for until four batches are in.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from edgewise.types import EMBEDDING, Array, Floats, Ints, MethodState, Setting
 _CHUNK = 8192
 _EDGE = 1e-6
 _SAME_SCALE = 1e-3
+_PATIENCE = 4  # batches for which a stream's policy version may stand still before the model learns all the same
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,13 +209,14 @@ class SharedPriorBelief(Belief):
         lines = np.stack([np.asarray(column, dtype=np.float64) for column in columns], axis=1)
         self._pending = np.concatenate([self._pending, lines if fresh is None else lines[fresh]])
         if step.streaming:  # a host that never moves its policy version must not make this grow
-            most = 4 * self._setting.batch_size
+            most = _PATIENCE * self._setting.batch_size
             self._pending = self._pending[np.argsort(self._pending[:, 1], kind="stable")][-most:]
 
     def _catch_up(self, features: PromptFeatures, step: StepView) -> None:
         """Let the model learn from the groups of earlier steps, once."""
         if step.streaming:
-            enough = len(self._pending) >= self._setting.batch_size and step.policy_version > self._learned[1]
+            batches = len(self._pending) // self._setting.batch_size
+            enough = batches >= _PATIENCE or (batches >= 1 and step.policy_version > self._learned[1])
             ready = np.full(len(self._pending), enough)
         else:
             ready = self._pending[:, 0] < step.number

@@ -18,6 +18,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from edgewise.beliefs.clock import time_of
 from edgewise.errors import ConfigError, SignalError, StateMismatchError
 from edgewise.method import StepView
 from edgewise.methods import checks
@@ -60,7 +61,8 @@ class AdaRft(DynamicSampling):
     first_target: float | None = None
     """T at the start. None: `easiest`, 0 on the paper's scale. [paper]"""
     rest: int = 0
-    """Steps for which a prompt that was rolled out comes after all others; 0 for none. [paper: none]"""
+    """Steps (policy versions of a stream) for which a prompt that was rolled out comes after all others; 0 for none. [paper:
+    none]"""
 
     gate: Literal["reward", "correct", "off"] | bool = "off"
     oversample: float = 1.0
@@ -137,7 +139,7 @@ class AdaRft(DynamicSampling):
         if self.rest == 0:
             return np.zeros(len(rows), dtype=np.bool_)
         last = self._last_step[rows]
-        return np.asarray((last >= 0) & (step.number - last <= self.rest))
+        return np.asarray((last >= 0) & (time_of(step, 0) - last <= self.rest))
 
     def _difficulties(self, step: StepView) -> Floats:
         """(N,) difficulty of every prompt, infinite where the host gave none. Asked for once a process."""
@@ -175,7 +177,7 @@ class AdaRft(DynamicSampling):
         self._rewards += float(groups.rewards[groups.valid].sum())
         self._rollouts += int(groups.valid.sum())
         if self.rest:
-            self._last_step[groups.rows] = step.number
+            self._last_step[groups.rows] = time_of(step, 0)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

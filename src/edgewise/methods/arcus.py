@@ -19,7 +19,7 @@ a policy version, and every mixed group is kept, for nobody knows which others w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -140,7 +140,7 @@ class Arcus(Composition):
         within = np.zeros(len(groups), dtype=np.bool_)
         within[best] = True
         reasons = np.where(verdicts.keep & ~within, "outranked", verdicts.reasons)
-        return Verdicts(within, tuple(reasons.tolist()))
+        return replace(verdicts, keep=within, reasons=tuple(reasons.tolist()))
 
     # -- state ---------------------------------------------------------------------------------------------------------
 

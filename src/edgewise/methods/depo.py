@@ -16,10 +16,10 @@ leaves at most the share 1 - s of the unvisited, and once there are at most B of
 
 Differs from the paper in: every constant is a placeholder but λ and the form of α_e; in the first epoch too only the share
 α_0 + ρ is rolled out, since E says nothing yet; "least explored" is ranked within the candidate batch, not the pool;
-the replay share is taken first, so that the two never overlap; the running level moves once a step, by all responses of
-that step, and masks nothing in the first step, before there is one; the last s epochs are those in which the prompt was
-rolled out; standard deviations are over the group (divisor G); a zero-variance group has E exactly 0; a response without a
-known entropy is left out of the mean over the group; the advantages themselves are the trainer's.
+the replay share is taken first, so that the two never overlap; the running level moves once a step (a policy version of a
+stream), by all responses of that step, and masks nothing in the first step, before there is one; the last s epochs are those
+in which the prompt was rolled out; standard deviations are over the group (divisor G); a zero-variance group has E exactly 0; a
+response without a known entropy is left out of the mean over the group; the advantages themselves are the trainer's.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from edgewise.beliefs.clock import time_of
 from edgewise.errors import SignalError, StateMismatchError
 from edgewise.kinds import verdict_known, zero_variance
 from edgewise.method import StepView
@@ -148,9 +149,10 @@ class Depo(DynamicSampling):
 
     def observe(self, groups: Groups, step: StepView) -> None:
         super().observe(groups, step)
-        if step.number != self._pending[0]:  # the responses of a finished step move the level, however they were reported
+        now = time_of(step, self._pending[0])
+        if now != self._pending[0]:  # the responses of a finished step move the level, however they were reported
             self._fold()
-            self._pending = (step.number, 0.0, 0)
+            self._pending = (now, 0.0, 0)
         self._visits[groups.rows] += 1
         value = self.values_of(groups)
         known = groups.valid & _usable(groups.entropies)

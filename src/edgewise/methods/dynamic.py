@@ -36,7 +36,10 @@ def top_up_target(missing: int, dropped_share: float, *, most: int, least: int, 
 
 @dataclass(kw_only=True, eq=False)
 class DynamicSampling(Method):
-    """Base of the methods that gate finished groups and top up. Children say which prompts; this says how many, and judges."""
+    """Base of the methods that gate finished groups and top up. Children say which prompts; this says how many, and judges.
+
+    A prompt of whose rollouts not one came back is retired for the rest of the pass.
+    """
 
     gate: Literal["reward", "correct", "off"] | bool = "reward"
     """Drop groups of zero variance of the reward, or of `correct` where it is known for the whole group (else the reward).
@@ -162,7 +165,8 @@ class DynamicSampling(Method):
             other = int(constant.sum()) - dropped_easy - dropped_hard
             step.log(dropped_easy=dropped_easy, dropped_hard=dropped_hard, dropped_other=other)
         reasons = np.where(incomplete, "incomplete", np.where(constant, "zero_variance", ""))
-        return Verdicts(keep, tuple(reasons.tolist()))
+        silent: Bools = np.logical_not(groups.valid.any(axis=1))  # they teach nothing: a rank would bring them back at once
+        return Verdicts(keep, tuple(reasons.tolist()), retire=silent if silent.any() else None)
 
     def observe(self, groups: Groups, step: StepView) -> None:
         complete = groups.select(groups.valid.sum(axis=1) >= 2)

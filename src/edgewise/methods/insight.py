@@ -56,8 +56,8 @@ class Insight(BetaCounts):
     decay: float = 1.0
     """λ in [0, 1]: what a visit leaves of a prompt's earlier counts. [InSight App. D]"""
     max_unseen: float | None = None
-    """At most this share of a request are prompts without counts, while there are enough others. None: no limit [InSight];
-    0.25 with decay=0.5 for pools larger than one run [choice]."""
+    """At most this share of a request are prompts without counts, while there are enough others; what is no whole number is
+    rounded by chance. None: no limit [InSight]; 0.25 with decay=0.5 for pools larger than one run [choice]."""
     candidates: Literal["stream", "random", "pool"] = "random"
     """Where candidates come from. [InSight Alg. 1: a uniform draw from the pool]"""
     spread: float = 16.0
@@ -96,11 +96,16 @@ class Insight(BetaCounts):
         scores = self.scores(rows, prediction, step)
         order = self._parts.chooser(scores, len(rows), step.rng("choose"))
         unseen = ~self.counts.seen(rows, step)
-        limit = target if self.max_unseen is None else math.floor(self.max_unseen * target + _ROUNDING)
+        limit = target if self.max_unseen is None else self._limit(target, step)
         over = unseen[order] & (np.cumsum(unseen[order]) > limit)
         chosen = np.concatenate([order[~over], order[over]])[:target]
         self._tell(scores, unseen, chosen, step)
         return chosen
+
+    def _limit(self, target: int, step: StepView) -> int:
+        """Most unseen prompts among `target`: the share, rounded by chance, or small requests would never see a new one."""
+        assert self.max_unseen is not None
+        return math.floor(self.max_unseen * target + _ROUNDING + (1.0 - 2.0 * _ROUNDING) * step.rng("unseen").random())
 
     def _tell(self, scores: Floats, unseen: Bools, chosen: Ints, step: StepView) -> None:
         """How much of the choice was uniform, and the one warning about it."""

@@ -73,7 +73,7 @@ class PilotCommit(TwoPhase):
             if self.evict_at <= 1.0 - self.upper:
                 raise ConfigError(
                     f"PilotCommit(evict_at=...) must be above the band that is trained, 1 - upper = {1.0 - self.upper:g}, got "
-                    f"{self.evict_at}. Raise it."
+                    f"{self.evict_at}. Raise it, or set it to None, which evicts no prompt."
                 )
         if self.max_staleness is not None:
             checks.whole(self, "max_staleness", low=0, advice="None sets no limit.")

@@ -10,7 +10,7 @@ Reported by its authors: fewer groups without variance and faster at first, then
 
 Differs from the paper in: the values of band, share, cool-down and cap are ours, for only the abstract was at hand; the buffer
 is bounded (what is farthest from 1/2 is forgotten); ties, which are common, are decided by chance; a prompt whose p̂ leaves
-the band leaves the buffer; the cap holds over the whole run.
+the band leaves the buffer; the cap holds over the whole run; where groups come in a stream, a step is a policy version.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from edgewise.beliefs.clock import time_of
 from edgewise.errors import StateMismatchError
 from edgewise.method import StepView
 from edgewise.methods import checks
@@ -92,7 +93,7 @@ class PromptReplay(DynamicSampling):
         memory = self._memory
         if most == 0 or len(memory) == 0:
             return np.empty(0, dtype=np.int64)
-        rested = step.number - memory.last > self.cooldown
+        rested = time_of(step, 0) - memory.last > self.cooldown
         rows = memory.best(most, rested & ~memory.asked & step.eligible(memory.rows), step.rng("buffer"))
         memory.ask(rows)
         step.log(replayed=len(rows))
@@ -111,7 +112,7 @@ class PromptReplay(DynamicSampling):
         medium = (rates >= self.low - ROUNDING) & (rates <= self.high + ROUNDING)
         stays = medium & (reused < self.max_reuse)
         memory.remove(rows[~stays])
-        memory.put(rows[stays], -np.abs(rates[stays] - 0.5), reused[stays], step.number, step.rng("forget"))
+        memory.put(rows[stays], -np.abs(rates[stays] - 0.5), reused[stays], time_of(step, 0), step.rng("forget"))
         step.gauge(memory=len(memory))
 
     def state(self) -> MethodState:

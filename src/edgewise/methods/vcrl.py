@@ -13,7 +13,8 @@ At G = 8 κ = 0.8 keeps k = 3, 4, 5 only; at G = 16 even κ = 0.3 drops k = 1 (v
 Differs from the paper in: replayed groups pass the same threshold, for the paper was read in summaries that do not say; the
 memory is bounded (the lowest priorities are forgotten); the two replays are counted per stay in the memory, and a prompt that
 the stream brings again can enter again; what the memory cannot fill is drawn from the stream; v is over the rollouts that came
-back; streaming hosts replay one prompt for each group dropped, having no step that could be short.
+back; streaming hosts replay one prompt for each group dropped, having no step that could be short, and a step is a policy
+version there.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgewise.beliefs.clock import time_of
 from edgewise.method import StepView
 from edgewise.methods import checks
 from edgewise.methods.dynamic import DynamicSampling, shared_array
@@ -90,7 +92,7 @@ class Vcrl(DynamicSampling):
 
     def threshold(self, step: StepView) -> float:
         """κ of this step."""
-        return self.early_threshold if step.number < self.early_steps else self.late_threshold
+        return self.early_threshold if time_of(step, 0) < self.early_steps else self.late_threshold
 
     def propose(self, room: int, step: StepView) -> Requests:
         target = self.target(room, step)
