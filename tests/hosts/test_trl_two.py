@@ -107,6 +107,39 @@ def test_two_processes(tmp_path: Path) -> None:
     assert g["metrics"]["degraded"] == 1
     assert "MemoryError: no room on rank 1" in said[0]
 
+    # groups of any size, which go on in the next round or the next step: each on the advantages of its whole group
+    i, j = results("ragged", "ragged")
+    assert i["weights"] == j["weights"]
+    assert max(line.get("edgewise/waiting", 0) for line in i["logs"]) > 0
+    kept: list[Any] = []
+    steps, sizes = zip(i["batches"], j["batches"], strict=True), set()
+    for note in i["decided"]:
+        kept += note or []
+        if note is not None:
+            continue
+        (prompts_i, adv_i), (prompts_j, adv_j) = next(steps)
+        words = [" ".join(str(t) for t in p if t) for p in prompts_i + prompts_j]
+        at = 0
+        for text, _, by_hand in sorted(kept, key=lambda group: group[1])[:3]:
+            if at + len(by_hand) > 12:
+                break
+            own = slice(at, at + len(by_hand))
+            assert words[own] == [" ".join(str(tiny.LETTERS.index(c) + 3) for c in text)] * len(by_hand)
+            assert (adv_i + adv_j)[own] == pytest.approx(by_hand, abs=1e-5)
+            at += len(by_hand)
+            sizes.add(len(by_hand))
+        assert not any((adv_i + adv_j)[at:])
+        kept = []
+    assert len(sizes) > 1
+
+    # resumed with groups that wait they end alike; without the rollouts of one process all give these groups up
+    o, p = results("again", "ragged")
+    assert o["weights"] == p["weights"] == i["weights"]
+    m, n = results("lost", "ragged")
+    assert m["weights"] == n["weights"] != i["weights"]
+    assert m["metrics"]["degraded_total"] == 1
+    assert "groups that were begun are given up" in said[0]
+
     # strict: both end, and each says why
     assert all(code not in (0, -9) for code in codes)
     assert "ShortfallError" in said[0]

@@ -8,10 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 
 from edgewise.hosts.trl import attach
+from edgewise.method import StepView
+from edgewise.types import Groups, Verdicts
 from tests.hosts import tiny
+from tests.hosts.test_trl_groups import Shaped, expected
 
 
 def run(folder: Path, name: str, *, resume: str | None = None, method: str = "hive", broken: Any = None, **given: Any) -> None:
@@ -36,12 +41,21 @@ def run(folder: Path, name: str, *, resume: str | None = None, method: str = "hi
     rank = trainer.accelerator.process_index
     if broken is not None:
         broken(trainer, rank)
+    decided: list[Any] = []  # (prompt, first ticket, advantages by hand) of every group that was kept
+    texts = trainer.train_dataset["prompt"]
+
+    def note(groups: Groups, verdicts: Verdicts) -> None:
+        kept = groups.select(verdicts.keep)
+        decided.append([[texts[t.row], t.seq, expected(kept, i)] for i, t in enumerate(kept.tickets)])
+
+    selector.watch(note)
     batches: list[Any] = []
     whole = type(trainer)._generate_and_score_completions
 
     def spy(self: Any, inputs: Any) -> Any:
         batch = whole(self, inputs)
         batches.append([batch["prompt_ids"].tolist(), [round(a, 6) for a in batch["advantages"].tolist()]])
+        decided.append(None)  # the end of a step
         return batch
 
     type(trainer)._generate_and_score_completions = spy
@@ -54,6 +68,7 @@ def run(folder: Path, name: str, *, resume: str | None = None, method: str = "hi
         "logs": [{k: v for k, v in line.items() if k.startswith("edgewise/")} for line in trainer.state.log_history],
         "steps": selector.step_number,
         "metrics": selector.metrics,
+        "decided": decided,
         "learned": int(sum(int(a.sum()) for k, a in selector.method.state().prompts.items() if k == "visits")),
     }
     (folder / f"{name}-{rank}.json").write_text(json.dumps(result))
@@ -78,6 +93,18 @@ def failing_on(rank: int) -> Any:
     return rewards
 
 
+def graded(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [sum(ids) % 11 / 10 for ids in completion_ids]
+
+
+def going_on(groups: Groups, step: StepView) -> Verdicts:
+    """One prompt in three is held for two more rollouts, one gets another in the next round, one is as large as it gets."""
+    kind = groups.rows % 3
+    begun = groups.asked <= 3
+    hold, more = np.where(begun & (kind == 0), 2, 0), np.where(begun & (kind == 1), 1, 0)
+    return Verdicts(np.ones(len(groups), dtype=bool), ("",) * len(groups), hold=hold, more=more)
+
+
 def nothing(completions: Any, **_: Any) -> list[float]:
     return [0.0] * len(completions)
 
@@ -96,6 +123,15 @@ def main(out: str, phase: str) -> None:
             steps_per_generation=2,
         )
         run(folder / "unscored", "unscored", max_steps=2, broken=cannot_score)
+        ragged: dict[str, Any] = {"max_steps": 4, "rewards": graded, "parameters": None, "data": tiny.dataset(12)}
+        run(folder / "ragged", "ragged", method=Shaped([3, 2], going_on), **ragged)
+        middle = folder / "ragged" / "run" / "checkpoint-2"
+        run(folder / "ragged", "again", method=Shaped([3, 2], going_on), **ragged, resume=str(middle))
+        dist.barrier()
+        if dist.get_rank() == 1:  # a disk that lost the share of one process
+            (middle / "edgewise" / "waiting-1.json").unlink()
+        dist.barrier()
+        run(folder / "ragged", "lost", method=Shaped([3, 2], going_on), **ragged, resume=str(middle))
         print("ABORTING", flush=True)
         run(
             folder / "short", "short", max_steps=2, method="dapo", rewards=nothing,
