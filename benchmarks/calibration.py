@@ -76,7 +76,7 @@ def ppm(combine: Any) -> Belief:
     """GPS' generative predictor, the small preset."""
     from edgewise.beliefs.ppm import Ppm
 
-    return SharedPriorBelief(predictor=lambda: Ppm(preset="ppm-small"), combine=combine)
+    return SharedPriorBelief(predictor=lambda: Ppm(size="ppm-small"), combine=combine)
 
 
 BELIEFS: dict[str, tuple[str, Callable[[], Belief]]] = {
