@@ -324,6 +324,8 @@ def test_simulated_it_meets_more_mixed_groups_than_uniform() -> None:
 
 def test_hyper_parameters_are_checked() -> None:
     for parameters, message in (
+        ({"prior_strength": "four"}, r"Gps\(prior_strength=...\) must be a number above 0, got 'four'"),
+        ({"decay": None}, r"Gps\(decay=...\) must be a number of at least 0 and at most 1, got None"),
         ({"rule": "best"}, r"Gps\(rule=...\) must be one of 'marginal', 'potential'"),
         ({"random_share": 1.5}, r"Gps\(random_share=...\) must be a number"),
         ({"cooldown": -1}, r"Gps\(cooldown=...\) must be a whole number"),
@@ -334,6 +336,8 @@ def test_hyper_parameters_are_checked() -> None:
             Gps(**parameters)
     with pytest.raises(ConfigError, match=r"GpsPpm\(size=...\) must be one of 'ppm-small', 'ppm'"):
         GpsPpm(size="tiny")
+    with pytest.raises(ConfigError, match=r"GpsPpm\(device=...\) must be a name torch knows, got 0"):
+        GpsPpm(device=0)  # type: ignore[arg-type]
     assert make("gps-ppm-20m").size == "ppm"
 
 

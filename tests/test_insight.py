@@ -152,7 +152,8 @@ def test_a_share_that_is_no_whole_number_is_rounded_by_chance(wanted: int, mean:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3])
 def test_with_small_batches_the_revisiting_preset_still_sees_the_pool(batch_size: int) -> None:
-    method, seen = started(InsightRevisit, pool_size=16), set()
+    method, seen = InsightRevisit(), set()
+    method.start(Setting(pool_size=16, batch_size=batch_size, group_size=K))
     for number in range(200):
         rows = method.propose(batch_size, at(number)).rows.tolist()
         method.observe(passing(rows, [4] * len(rows), K), at(number))

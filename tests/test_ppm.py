@@ -211,5 +211,5 @@ def test_a_host_that_generates_without_gradients_may_call_it() -> None:
 def test_bad_hyper_parameters_are_named() -> None:
     with pytest.raises(ConfigError, match="must be one of 'ppm-small', 'ppm', got 'huge'"):
         Ppm(size="huge")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"Ppm\(draws=...\) must be at least 1"):
+    with pytest.raises(ConfigError, match=r"Ppm\(draws=...\) must be a number of at least 1"):
         Ppm(draws=0)

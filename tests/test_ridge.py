@@ -141,11 +141,13 @@ def test_regressions_learn_and_restore_exactly(kind: type) -> None:
 
 
 def test_bad_hyper_parameters_are_named() -> None:
-    with pytest.raises(ConfigError, match=r"Ridge\(forget=...\) must be in \(0, 1\], got 0"):
+    with pytest.raises(ConfigError, match=r"Ridge\(forget=...\) must be a number above 0 and at most 1, got 0"):
         Ridge(forget=0)
-    with pytest.raises(ConfigError, match=r"Logistic\(ridge=...\) must be above 0, got -1"):
+    with pytest.raises(ConfigError, match=r"Logistic\(ridge=...\) must be a number above 0, got -1"):
         Logistic(ridge=-1)
-    with pytest.raises(ConfigError, match=r"SharedPriorBelief\(decay=...\) must be in \[0, 1\], got 2"):
+    with pytest.raises(
+        ConfigError, match=r"SharedPriorBelief\(decay=...\) must be a number of at least 0 and at most 1, got 2"
+    ):
         SharedPriorBelief(predictor=Told, decay=2)
     with pytest.raises(ConfigError, match="must be 'beta' or 'none', got 'both'"):
         SharedPriorBelief(predictor=Told, combine="both")  # type: ignore[arg-type]

@@ -250,6 +250,9 @@ def test_nobody_is_predicted_and_nothing_learned_from_nothing() -> None:
     [
         ({"amplitude": 0.0}, r"GaussianBelief\(amplitude=...\) must be above 0, got 0.0"),
         ({"bandwidth": -1.0}, r"GaussianBelief\(bandwidth=...\) must be above 0, got -1.0. None measures it."),
+        ({"amplitude": "1"}, r"GaussianBelief\(amplitude=...\) must be above 0, got '1'"),
+        ({"bandwidth": True}, r"GaussianBelief\(bandwidth=...\) must be above 0, got True"),
+        ({"prior_logit": None}, r"GaussianBelief\(prior_logit=...\) must be finite, got None"),
         ({"memory": 0}, r"GaussianBelief\(memory=...\) must be a whole number >= 1, got 0"),
         ({"prior_logit": float("nan")}, r"GaussianBelief\(prior_logit=...\) must be finite, got nan"),
         ({"floor_factor": 1.5}, r"Vip\(floor_factor=...\) must be a number of at least 0 and at most 1, got 1.5"),

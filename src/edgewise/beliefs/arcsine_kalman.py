@@ -47,7 +47,8 @@ def drifted(angles: Floats, rate: float, steps: Ints) -> Floats:
     """(n,) ψ after so many steps of ψ <- clip(ψ + v sin 2ψ, 0, π/2).
 
     Exact up to 256 steps; the rest of longer gaps follows dψ/dt = v sin 2ψ, that is tan ψ(t) = tan ψ(0) · e^(2vt). After 1,000
-    steps the two are 4e-4 apart at v = 0.001 and less than 1e-8 at v = 0.01, where all is at the end of the range.
+    steps, over a grid of 40,001 angles, the two are at most 5.3e-4 apart at v = 0.001, 0.011 at v = 0.004 and 2.6e-6 at
+    v = 0.01, where nearly all is at the end of the range.
     angles: (n,) in [0, π/2].  rate: v.  steps: (n,) >= 0.
 
     >>> drifted(np.array([0.5]), 0.01, np.array([3])).round(10).tolist()

@@ -61,13 +61,13 @@ class GaussianBelief(Belief):
     _vectors: dict[int, Floats] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._require("prior_logit", np.isfinite(self.prior_logit), "must be finite", "0 is a pass rate of one half.")
-        self._require("amplitude", 0.0 < self.amplitude < np.inf, "must be above 0", "")
-        self._require(
-            "bandwidth", self.bandwidth is None or 0.0 < self.bandwidth < np.inf, "must be above 0", "None measures it."
-        )
+        self._require("prior_logit", -np.inf, "must be finite", "0 is a pass rate of one half.")
+        self._require("amplitude", 0.0, "must be above 0", "")
+        if self.bandwidth is not None:
+            self._require("bandwidth", 0.0, "must be above 0", "None measures it.")
         whole = isinstance(self.memory, int) and not isinstance(self.memory, bool) and self.memory >= 1
-        self._require("memory", whole, "must be a whole number >= 1", "")
+        if not whole:
+            raise ConfigError(f"GaussianBelief(memory=...) must be a whole number >= 1, got {self.memory!r}.")
 
     def start(self, setting: Setting) -> None:
         self.latent = np.zeros(setting.pool_size)
@@ -190,9 +190,11 @@ class GaussianBelief(Belief):
             "length": self._length,
         }
 
-    def _require(self, name: str, good: bool | np.bool_, rule: str, advice: str) -> None:
-        if not good:
-            raise ConfigError(f"GaussianBelief({name}=...) {rule}, got {getattr(self, name)!r}.{' ' * bool(advice)}{advice}")
+    def _require(self, name: str, above: float, rule: str, advice: str) -> None:
+        value = getattr(self, name)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (number and above < value < np.inf):
+            raise ConfigError(f"GaussianBelief({name}=...) {rule}, got {value!r}.{' ' * bool(advice)}{advice}")
 
 
 def _median_distance(vectors: Floats) -> float:

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from edgewise.beliefs.shared import Batch, Predictor, require
+from edgewise.beliefs import checks
+from edgewise.beliefs.shared import Batch, Predictor
 from edgewise.errors import ConfigError
 from edgewise.method import StepView
 from edgewise.types import Array, Floats
@@ -156,9 +157,9 @@ class Ppm(Predictor):
     def __post_init__(self) -> None:
         if self.size not in SHAPES:
             raise ConfigError(f"Ppm(size=...) must be one of {', '.join(map(repr, SHAPES))}, got {self.size!r}.")
-        require(self, "kl_weight", self.kl_weight >= 0.0, "must be at least 0", "About 1e-4; 1 collapses z.")
+        checks.number(self, "kl_weight", low=0.0, advice="About 1e-4; 1 collapses z.")
         for name in ("draws", "gradient_steps"):
-            require(self, name, getattr(self, name) >= 1, "must be at least 1", "")
+            checks.number(self, name, low=1)
         self._rate = LEARNING_RATES[self.size] if self.learning_rate is None else self.learning_rate
 
     def start(self, dimension: int, rng: np.random.Generator) -> None:

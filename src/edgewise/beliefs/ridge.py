@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from edgewise.beliefs.shared import Batch, Predictor, require
+from edgewise.beliefs import checks
+from edgewise.beliefs.shared import Batch, Predictor
 from edgewise.method import StepView
 from edgewise.types import Array, Floats
 
@@ -40,8 +41,8 @@ class Ridge(Predictor):
     _theta: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        require(self, "forget", 0.0 < self.forget <= 1.0, "must be in (0, 1]", "1 forgets nothing.")
-        require(self, "ridge", self.ridge > 0.0, "must be above 0", "It keeps the solution unique.")
+        checks.number(self, "forget", low=0.0, high=1.0, above=True, advice="1 forgets nothing.")
+        checks.number(self, "ridge", low=0.0, above=True, advice="It keeps the solution unique.")
 
     def start(self, dimension: int, rng: np.random.Generator) -> None:
         del rng
@@ -105,8 +106,8 @@ class Logistic(Predictor):
     _root: Floats = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        require(self, "forget", 0.0 < self.forget <= 1.0, "must be in (0, 1]", "1 forgets nothing.")
-        require(self, "ridge", self.ridge > 0.0, "must be above 0", "It keeps the solution unique.")
+        checks.number(self, "forget", low=0.0, high=1.0, above=True, advice="1 forgets nothing.")
+        checks.number(self, "ridge", low=0.0, above=True, advice="It keeps the solution unique.")
 
     def start(self, dimension: int, rng: np.random.Generator) -> None:
         del rng

@@ -14,7 +14,6 @@ version that stands still is waited for until four batches are in.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from edgewise.beliefs import checks
 from edgewise.beliefs.base import Belief
 from edgewise.beliefs.features import PromptFeatures, ask_for_features
 from edgewise.errors import ConfigError, MethodError, SignalError, StateMismatchError
@@ -105,8 +105,8 @@ class SharedPriorBelief(Belief):
     def __post_init__(self) -> None:
         if self.combine not in ("beta", "none"):
             raise ConfigError(f"SharedPriorBelief(combine=...) must be 'beta' or 'none', got {self.combine!r}.")
-        require(self, "prior_strength", self.prior_strength > 0.0, "must be above 0", "combine='none' uses the model alone.")
-        require(self, "decay", 0.0 <= self.decay <= 1.0, "must be in [0, 1]", "1 forgets nothing.")
+        checks.number(self, "prior_strength", low=0.0, above=True, advice="combine='none' uses the model alone.")
+        checks.number(self, "decay", low=0.0, high=1.0, advice="1 forgets nothing.")
         self.needs = frozenset({EMBEDDING})
 
     def start(self, setting: Setting) -> None:
@@ -264,11 +264,3 @@ class SharedPriorBelief(Belief):
 
     def parameters(self) -> dict[str, bool | int | float | str | None]:
         return {"combine": self.combine, "prior_strength": self.prior_strength, "decay": self.decay}
-
-
-def require(owner: object, name: str, good: bool, rule: str, advice: str) -> None:
-    """Raise ConfigError unless the field is a finite number for which the rule holds."""
-    value = getattr(owner, name)
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not (number and good):
-        raise ConfigError(f"{type(owner).__name__}({name}=...) {rule}, got {value!r}. {advice}")

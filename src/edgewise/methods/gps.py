@@ -85,6 +85,8 @@ class GpsPpm(SharedModelSelection):
         checks.whole(self, "gradient_steps", low=1)
         if self.learning_rate is not None:
             checks.number(self, "learning_rate", low=0.0, above=True)
+        if not isinstance(self.device, str):
+            raise ConfigError(f"{type(self).__name__}(device=...) must be a name torch knows, got {self.device!r}. Use 'cpu'.")
         return self._build
 
     def _build(self) -> Predictor:

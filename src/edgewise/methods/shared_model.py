@@ -74,6 +74,8 @@ class SharedModelSelection(Composition):
 
     def __post_init__(self) -> None:
         checks.one_of(self, "combine", ("beta", "none"))
+        checks.number(self, "prior_strength", low=0.0, above=True, advice="combine='none' uses the model alone.")
+        checks.number(self, "decay", low=0.0, high=1.0, advice="1 forgets nothing.")
         for name in ("diversity", "novelty"):
             checks.number(self, name, low=0.0)
         checks.one_of(self, "rule", ("marginal", "potential"))
