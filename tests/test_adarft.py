@@ -96,6 +96,16 @@ def test_a_floored_target_returns_to_the_same_prompts_unless_they_rest() -> None
     assert asked(9)[3] == [0, 9, 10]  # too few are rested: the nearest of the others fill the batch
 
 
+def test_in_a_stream_prompts_rest_for_policy_versions_and_not_for_calls() -> None:
+    method = started(rest=2)
+    method.observe(passing([0, 1, 2], [0] * 3), at(TENS, number=30, policy_version=3, streaming=True))
+    asked = [
+        sorted(method.propose(3, at(TENS, number=30 + 10 * v, policy_version=v, streaming=True)).rows.tolist())
+        for v in (3, 5, 6)
+    ]
+    assert asked == [[3, 4, 5], [3, 4, 5], [0, 1, 2]]
+
+
 def test_ties_go_at_random() -> None:
     """Nine prompts at one distance, 3 drawn: 2,000 steps, each expected 667 times, sigma 21; outside ±126 (6 sigma) about
     twice in 1e9."""

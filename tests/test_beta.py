@@ -124,6 +124,14 @@ def test_predicting_is_a_read_and_observing_writes_visited_rows_only() -> None:
     assert (told.rows.tolist(), told.successes.tolist(), told.trials.tolist()) == ([5], [1.0], [8])
 
 
+def test_in_a_stream_counts_start_anew_by_policy_versions_and_not_by_calls() -> None:
+    belief = beta(reset_every=3)
+    belief.observe(visits((0, 3, 8)), FakeStep([], number=40, policy_version=1, streaming=True))
+    seen = [bool(belief.seen(np.array([0]), FakeStep([], number=n, policy_version=v, streaming=True))[0])
+            for n, v in ((41, 1), (60, 2), (61, 3))]  # fmt: skip
+    assert seen == [True, True, False]
+
+
 # -- a prior from outside ----------------------------------------------------------------------------------------------
 
 

@@ -126,6 +126,14 @@ def test_the_level_is_a_running_mean_over_steps_however_they_are_reported() -> N
     np.testing.assert_array_equal(whole._explored, parts._explored)
 
 
+def test_in_a_stream_the_level_moves_with_the_policy_version_and_not_with_each_call() -> None:
+    method = started()
+    for number, (version, entropy) in enumerate(((0, 0.5), (0, 1.5), (1, 4.0), (1, 4.0), (2, 9.0))):
+        groups = groups_of([number], [[1, 0]], entropy=[[entropy, entropy]])
+        method.observe(groups, Step(number=number, policy_version=version, streaming=True))
+    assert method._level == pytest.approx(0.9 * 1.0 + 0.1 * 4.0)
+
+
 def test_the_mask_uses_the_level_of_earlier_steps() -> None:
     method = started()
     method.observe(groups_of([0], [[1, 0]], entropy=[[1.0, 50.0]]), Step(number=0))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgewise
 from edgewise.beliefs.beta import PASS_RATE_PRIOR
 from edgewise.errors import ConfigError
 from edgewise.methods import make
@@ -190,6 +191,16 @@ def test_it_does_not_change_what_it_is_told() -> None:
     started().observe(groups, FakeStep([]))
     assert groups.rewards.tolist() == rewards.tolist()
     assert Visits.of(groups, 0.5).successes.tolist() == [4.0, 3.0]
+
+
+def test_predictions_are_measured_against_passes_as_the_belief_counts_them() -> None:
+    """One rollout of four was judged, and failed: not a verdict on the group, so all four pass by their reward."""
+    selector = edgewise.Selector("mopps", [{"prompt": str(i)} for i in range(4)], batch_size=1, group_size=4)
+    with selector.step(policy_version=0) as step:
+        for tickets in step.requests():
+            step.report([edgewise.Outcome(ticket=t, rewards=[1.0] * 4, correct=[False, None, None, None]) for t in tickets])
+    assert selector.method.counts.passed.sum() == 4.0  # type: ignore[attr-defined]
+    assert selector.metrics["predicted_gap"] == 0.5 - 1.0
 
 
 @pytest.mark.parametrize(

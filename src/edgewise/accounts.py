@@ -68,7 +68,8 @@ class Accounts:
             self.metrics.add(**{f"dropped_{reason}": verdicts.reasons.count(reason)})
         if verdicts.retire is not None:
             self.metrics.add(retired=float(verdicts.retire.sum()))
-        passed = np.where(np.isnan(groups.correct), groups.rewards >= selector.correct_at, groups.correct > 0.5)
+        by_verdict = kinds.verdict_known(groups.valid, groups.correct)[:, None]  # as methods count: `Visits.of`
+        passed = np.where(by_verdict, groups.correct > 0.5, groups.rewards >= selector.correct_at)
         rate = np.full(len(groups), np.nan)
         np.divide((passed & groups.valid).sum(axis=1), groups.valid.sum(axis=1), where=complete, out=rate)
         entropy = np.array([self._entropies.get(row, np.nan) for row in groups.rows.tolist()])

@@ -46,7 +46,7 @@ _TOO_WRONG = 0.25  # mean error of p̃ from which adaptive_rho halves ρ [code]
 
 @dataclass(kw_only=True, eq=False)
 class AnchoredBeta(Belief):
-    """Discounted Beta counts with implied evidence. 24 bytes a prompt, and 24 for the anchors, which are not saved.
+    """Discounted Beta counts with implied evidence. 24 bytes a prompt, and 17 for the anchors, which are not saved.
 
     An update is closed when time moves on (`clock`) and at least half a batch has arrived: the paper's one update a training
     step, and about one for each batch of a stream. A prompt visited twice within one update is discounted once.
