@@ -161,10 +161,11 @@ def test_with_small_batches_the_revisiting_preset_still_sees_the_pool(batch_size
     assert seen == set(range(16))
 
 
-def test_prompts_whose_rollouts_always_fail_do_not_take_the_place_of_all_others() -> None:
+@pytest.mark.parametrize("method", ["insight", "mopps-mean"])
+def test_prompts_whose_rollouts_always_fail_do_not_take_the_place_of_all_others(method: str) -> None:
     """Nothing is learned of them, so they look unseen for ever, and unseen prompts win: 4 of 32 would make up every batch of 4.
     Given back once a pass instead, they take at most one batch of eight, besides where a pass ends."""
-    selector = edgewise.Selector("insight", [{"prompt": str(i)} for i in range(32)], batch_size=4, group_size=4)
+    selector = edgewise.Selector(method, [{"prompt": str(i)} for i in range(32)], batch_size=4, group_size=4)
     kept = []
     for version in range(48):
         with selector.step(policy_version=version) as step:

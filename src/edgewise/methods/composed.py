@@ -93,12 +93,15 @@ class Composition(DynamicSampling):
     def candidate_rows(self, target: int, step: StepView) -> Ints:
         """(n,) distinct rows that could be asked for now."""
         wanted = max(target, round(self.spread * target))
-        if self.candidates == "stream":
+        if self.candidates == "stream" and 2 * wanted < self.pool_size:
             return step.draw(wanted)
         if self.candidates == "random" and wanted < self.pool_size:
             return uniform_rows(wanted, self.pool_size, step)
         pool = np.arange(self.pool_size, dtype=np.int64)
-        return pool[step.eligible(pool)]
+        free = pool[step.eligible(pool)]
+        if self.candidates == "stream":  # asked for more than there are, the stream would bring retired prompts back
+            return step.draw(max(target, min(wanted, len(free))))
+        return free
 
     def choose(self, rows: Ints, prediction: Prediction, target: int, step: StepView) -> Ints:
         """Positions of the candidates to ask for, at most `target`, best first."""
