@@ -401,7 +401,7 @@ def test_statuses_are_checked_and_counted() -> None:
         ["ok"],
         ["ok", "ok", "ok", "lost"],
         ["ok", "ok", "ok", ["failed"]],
-        None,
+        5,
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DegradedWarning)

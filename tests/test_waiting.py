@@ -250,6 +250,7 @@ SPOILED: dict[str, Any] = {
     "steps before the first": lambda h, a: h.update(step=-4),
     "tickets forgotten": lambda h, a: h.update(next_seq=1),
     "totals in words": lambda h, a: h["totals"].update(rollouts_total="many"),
+    "totals of another name": lambda h, a: h["totals"].update(step=1.0),
     "totals of no kind": lambda h, a: h.update(totals=[1, 2]),
     "metrics in lists": lambda h, a: h["metrics"].update(step=[1]),
 }

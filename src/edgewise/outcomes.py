@@ -143,7 +143,8 @@ def stack(outcomes: Sequence[Outcome], on_problem: OnProblem) -> Groups:
     entropy = np.full(len(outcomes), np.nan)
     for i, outcome in enumerate(outcomes):
         if outcome.statuses is not None:
-            statuses = list(outcome.statuses)
+            given: Any = outcome.statuses
+            statuses = list(given) if hasattr(given, "__iter__") else [given]
             if len(statuses) != lengths[i] or any(status not in _STATUSES for status in statuses):
                 on_problem(
                     OutcomeError(

@@ -88,7 +88,9 @@ def restore(selector: Selector, path: str | os.PathLike[str]) -> None:
         number, position, next_seq = (int(header[name]) for name in ("step", "position", "next_seq"))
         version = int(header.get("policy_version", max((t.policy_version for t in tickets), default=0)))
         run_id = str(header["run_id"])
-        totals, metrics = ({name: float(value) for name, value in header[of].items()} for of in ("totals", "metrics"))
+        totals, metrics = ({str(name): float(value) for name, value in header[of].items()} for of in ("totals", "metrics"))
+        if not totals.keys() <= selector._totals.keys():
+            raise ValueError(f"there are no totals of {sorted(totals.keys() - selector._totals.keys())}")
         if not strangers:
             _require_sound(tickets, waiting, retired, len(pool), number, position, next_seq)
         numpy_then, batch_size = str(header["numpy"]), int(header["batch_size"])
