@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgewise
 from edgewise.beliefs.gaussian import GaussianBelief
 from edgewise.errors import ConfigError, SignalError, StateMismatchError
 from edgewise.methods import make
@@ -236,6 +237,28 @@ def test_it_restores_exactly_and_refuses_what_is_not_its_own() -> None:
         belief_over().restore(belief.state())
     with pytest.raises(StateMismatchError, match=r"'latent' must have shape \(30,\), got nothing"):
         belief_over().restore(MethodState())
+
+
+@pytest.mark.parametrize(("method", "signal"), [("vip", "embedding"), ("bots", "anchor_rates")])
+def test_what_was_in_flight_at_a_restart_teaches_though_signals_are_no_state(method: str, signal: str, tmp_path: Path) -> None:
+    def begun() -> edgewise.Selector:
+        pool = [{"prompt": str(i)} for i in range(20)]
+        return edgewise.Selector(method, pool, batch_size=4, group_size=4, on_problem="strict")
+
+    def answers(tickets: list[edgewise.Ticket]) -> list[edgewise.Outcome]:
+        return [edgewise.Outcome(ticket=t, rewards=[1.0, 0.0, 1.0, 1.0]) for t in tickets]
+
+    signals = {signal: lambda rows: np.stack([rows / 40, (rows + 1) / 22], axis=1)}
+    first = begun()
+    first.report(answers(first.take(4, signals=signals, policy_version=0)))
+    flying = first.take(4, signals=signals, policy_version=1)
+    first.save(tmp_path / "state")
+    again = begun()
+    again.restore(tmp_path / "state")
+    assert again.take(4, signals=signals, policy_version=1) == flying
+    for selector in (first, again):
+        selector.report(answers(flying))
+    np.testing.assert_equal(again.method.state().prompts, first.method.state().prompts)
 
 
 def test_nobody_is_predicted_and_nothing_learned_from_nothing() -> None:

@@ -210,6 +210,8 @@ class Selector:
         _require_count("n", n, "take")
         waiting = [t for t in self._reissue if t.seq in self._open]
         tickets, waiting = waiting[:n], waiting[n:]
+        if tickets and signals:  # their reports may have to ask, before a further call
+            self._streaming.aim(self._streaming.number, self._streaming.policy_version, signals)
         if len(tickets) < n:
             self.check_signals({*(signals or {}), *ROLLOUT_SIGNALS})
             stage = self._streaming

@@ -7,7 +7,8 @@ It buys fewer training *steps* (1.5 to 3.3 times, reported) with four times the 
 
 Differs from the paper in: p̂ is the share of the rollouts that really came back; equal learnability, which is common (every
 k and G - k tie), is decided by a derived random key; candidates follow the shuffled stream, so that a pass offers each prompt
-once. The paper was read through the project's summary of it, not line by line.
+once; a stream ranks among the groups that are reported together and keeps a quarter of them, at least one, so that of groups
+reported one by one it keeps all. The paper was read through the project's summary of it, not line by line.
 """
 
 from __future__ import annotations

@@ -12,8 +12,9 @@ backward pass. The batch trained is the host's, so this rolls out batch / 0.4 pr
 Differs from the paper in: the share does not fall from 1 to 0.4 over the first three epochs, as the code's does; each pruned
 prompt is tried again with probability 0.1 when its turn comes, where the code draws exactly a tenth at the start of an epoch;
 a prompt is known by its id, where the code falls back to the position in the batch and prompts collide; "twice in a row" counts
-visits, which is what the code's epochs are where each prompt is visited once in each. The paper itself was not read: as
-reported, and as its code runs.
+visits, which is what the code's epochs are where each prompt is visited once in each; a stream ranks among the groups that are
+reported together and keeps its share of them, at least one with E above 0. The paper itself was not read: as reported, and as
+its code runs.
 """
 
 from __future__ import annotations
