@@ -291,6 +291,7 @@ def test_the_training_batch_says_what_trains_and_how_much_and_never_exceeds_the_
         ),
         (lambda n, g: Verdicts(np.ones(n, dtype=bool), ("",) * n, more=np.ones(n, int), hold=np.ones(n, int)), "not both"),
         (lambda n, g: Verdicts(np.ones(n, dtype=int), ("",) * n), "with booleans and reasons"),
+        (lambda n, g: Verdicts(np.zeros(n, dtype=bool), (["easy"],) * n), "its reasons in words"),  # type: ignore[arg-type]
     ],
 )
 def test_nonsense_verdicts_are_refused_in_strict_mode_and_contained_otherwise(verdicts, text):

@@ -46,6 +46,8 @@ def check_verdicts(name: str, verdicts: Verdicts, groups: Groups) -> None:
     n, shape = len(groups), groups.rewards.shape
     if verdicts.keep.shape != (n,) or verdicts.keep.dtype != np.bool_ or len(verdicts.reasons) != n:
         raise MethodError(f"{name}.judge must answer for {n} groups with booleans and reasons, got {verdicts.keep.shape}.")
+    if not all(isinstance(reason, str) for reason in verdicts.reasons):
+        raise MethodError(f"{name}.judge must give its reasons in words, got {verdicts.reasons!r}.")
     for what, array, wanted, kind in (
         ("more", verdicts.more, (n,), "i"),
         ("hold", verdicts.hold, (n,), "i"),

@@ -176,14 +176,18 @@ def _identity(selector: Selector) -> dict[str, Any]:
 
 def _restore_method(selector: Selector, path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> None:
     """Give the method its saved state; if it refuses, or fails halfway, the state it had."""
-    method = selector.method
+    method, size = selector.method, len(selector.pool)
+    prompts, shared = _below("method/prompts/", arrays), _below("method/shared/", arrays)
+    for name, array in prompts.items():
+        if array.shape[:1] != (size,):
+            raise StateError(f"{path} must keep {size} entries of {name!r}, has {array.shape}. Use a state of this pool.")
     held = method.state()
     before = MethodState(
         prompts={name: np.array(array) for name, array in held.prompts.items()},
         shared={name: np.array(array) for name, array in held.shared.items()},
     )
     try:
-        method.restore(MethodState(prompts=_below("method/prompts/", arrays), shared=_below("method/shared/", arrays)))
+        method.restore(MethodState(prompts=prompts, shared=shared))
     except Exception as error:
         method.restore(before)
         if isinstance(error, EdgewiseError):

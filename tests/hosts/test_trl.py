@@ -306,6 +306,8 @@ def test_what_is_not_carried_is_refused_at_start(tmp_path: Path) -> None:
     made = edgewise.Selector("dapo", tiny.dataset(), batch_size=3, group_size=G)
     with pytest.raises(HostError, match="batch_size 3 x group_size 4; this trainer generates 2 groups of 4"):
         attach(tiny.trainer(tmp_path), made)
+    with pytest.raises(ConfigError, match="seed, total_steps, on_problem belong to the Selector"):
+        attach(tiny.trainer(tmp_path), made, on_problem="strict", total_steps=4, seed=0)
     with pytest.raises(edgewise.EdgewiseError, match="in every row"):
         attach(
             tiny.trainer(tmp_path, data=Dataset.from_list([{"prompt": "ab", "prompt_id": "x", "kind": 0}] * 8)),

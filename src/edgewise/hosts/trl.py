@@ -145,8 +145,10 @@ def attach(
         )
     if isinstance(method, Selector):
         selector = method
-        if parameters or seed is not None:
-            raise ConfigError("attach(trainer, Selector): parameters and seed belong to the Selector; give them there.")
+        theirs = {"parameters": parameters or None, "seed": seed, "id_column": id_column, "total_steps": total_steps}
+        given = [name for name, value in theirs.items() if value is not None] + ["on_problem"] * (on_problem != "degrade")
+        if given:
+            raise ConfigError(f"attach(trainer, Selector): {', '.join(given)} belong to the Selector; give them there.")
         if (selector.batch_size, selector.group_size) != (groups, trainer.num_generations):
             raise HostError(
                 f"The Selector has batch_size {selector.batch_size} x group_size {selector.group_size}; this trainer generates "
