@@ -19,10 +19,13 @@ import numpy as np
 from edgewise.beliefs.base import Belief
 from edgewise.choosers.rank import TopK
 from edgewise.errors import ConfigError
-from edgewise.methods.composed import AllocatorFunction, ChooserFunction, Composition, Parts, ScoreFunction
+from edgewise.method import StepView
+from edgewise.methods.allocated import SharedBudget
+from edgewise.methods.composed import AllocatorFunction, ChooserFunction, Parts, ScoreFunction
 from edgewise.methods.dynamic import DynamicSampling
 from edgewise.methods.entry import Scalar
 from edgewise.prediction import Prediction
+from edgewise.types import Ints
 
 _ALPHA = np.array([1.0, 0.2, 9.0, 3.0, 40.0, 1.0])
 _BETA = np.array([1.0, 7.0, 0.5, 3.0, 60.0, 30.0])
@@ -30,7 +33,7 @@ _GROUP = 4
 
 
 @dataclass(kw_only=True, eq=False)
-class Composed(Composition):
+class Composed(SharedBudget):
     """Belief × score × chooser × allocator, over any candidates, gate and top-up. Parts are tried on a few made-up beliefs
     when the method is built, so that what cannot work together is refused before a run.
 
@@ -57,6 +60,13 @@ class Composed(Composition):
     def parts(self) -> Parts:
         self._try()
         return Parts(self.belief, self.score, self.chooser, self.allocator)
+
+    def allocate(self, believed: Prediction, step: StepView) -> Ints:
+        if self.allocator is None or len(believed) == 0:
+            return super().allocate(believed, step)
+        least = min(getattr(self.allocator, "floor", 2), self.group_size)  # where it does not say, as `Greedy`
+        most = math.floor(getattr(self.allocator, "cap_factor", 4.0) * self.group_size + 1e-9)
+        return self.allocator(believed, self.budget(len(believed), step, least=least, most=most), self.group_size)
 
     def parameters(self) -> dict[str, Scalar]:
         """Flat: "belief" is the name of the belief, "belief.decay" its hyper-parameter; alike for the other parts."""
