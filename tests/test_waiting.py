@@ -160,6 +160,27 @@ def test_a_restored_stream_knows_the_policy_version_of_its_last_take(tmp_path: P
     assert versions == [9, 9, 9]
 
 
+def test_a_restored_stream_learns_from_late_outcomes_with_the_signals_it_is_given(tmp_path: Path) -> None:
+    class LookingUp(Scripted):
+        def observe(self, groups: Groups, step: StepView) -> None:
+            self.visits[groups.rows] += step.signal("difficulty", groups.rows).astype(np.int64)
+
+    def difficulty(rows: Any) -> Any:
+        return rows + 1.0
+
+    s, again = selector(LookingUp(keep_all)), selector(LookingUp(keep_all))
+    out = s.take(3, signals={"difficulty": difficulty})
+    s.save(tmp_path / "x")
+    again.restore(tmp_path / "x")
+    with pytest.raises(edgewise.errors.SignalError, match="serves no signals"):
+        again.report([answer(t) for t in out])
+    again.report([answer(out[0])], signals={"difficulty": difficulty})
+    again.report([answer(t) for t in out[1:]])
+    s.report([answer(t) for t in out])
+    assert again.method.state().prompts["visits"].tolist() == s.method.state().prompts["visits"].tolist()
+    assert again.method.state().prompts["visits"].sum() == sum(t.row + 1 for t in out)
+
+
 # -- saved states that no selector wrote -------------------------------------------------------------------------------
 
 

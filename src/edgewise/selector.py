@@ -232,8 +232,11 @@ class Selector:
         self._reissue = waiting
         return tickets
 
-    def report(self, reported: Sequence[Outcome]) -> Judged:
+    def report(self, reported: Sequence[Outcome], *, signals: Signals | None = None) -> Judged:
         """Outcomes of tickets from `take`, in any order, in any number of calls. Each counts once.
+
+        signals: what the method may ask for, by name; default those of the last `take`. A host that reports before it takes,
+        after a restore, gives them here: methods that look up a prompt's embedding or anchors do so as they learn of it.
 
         Returns the groups that counted and the verdicts on them; repeated and unknown tickets are counted, nothing more. An
         exception (in strict mode) teaches nothing, and the tickets stay open.
@@ -241,6 +244,8 @@ class Selector:
         if self._current is not None:
             raise ConfigError("Selector.report(): a step is open; report to the step instead.")
         stage = self._streaming
+        if signals is not None:
+            stage.aim(stage.number, stage.policy_version, signals)
         stage.mark()
         try:
             judged = stage.settle(stage.accept(reported))
