@@ -92,6 +92,25 @@ def test_held_rollouts_that_are_not_all_there_are_given_up_whole(tmp_path: Path,
     assert sorted(waiting) == np.flatnonzero(selector._blocked).tolist()
 
 
+def test_a_flipped_bit_of_the_buffered_batch_costs_the_batch_and_is_never_trained_on(tmp_path: Path) -> None:
+    def run(steps: int, resume: str | None) -> Any:
+        trainer = tiny.trainer(
+            tmp_path, rewards=graded, max_steps=steps, steps_per_generation=2, gradient_accumulation_steps=1,
+            save_strategy="steps", save_steps=1,
+        )  # fmt: skip
+        attach(trainer, "dapo")
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    run(1, None)
+    file = tmp_path / "checkpoint-1" / "edgewise" / "buffer-0.safetensors"
+    whole = bytearray(file.read_bytes())
+    for at in (len(whole) - 3, len(whole) - 40):
+        file.write_bytes(bytes(whole[:at]) + bytes([whole[at] ^ 4]) + bytes(whole[at + 1 :]))
+        with pytest.warns(DegradedWarning, match="SHA-256 does not match.*A new generation starts at once"):
+            assert run(2, str(tmp_path / "checkpoint-1")).state.global_step == 2
+
+
 def test_what_reward_functions_log_of_held_rollouts_is_kept_as_plain_numbers(tmp_path: Path) -> None:
     def rewards(completion_ids: list[list[int]], log_extra: Any, **_: Any) -> list[float]:
         log_extra("length", np.array([len(ids) for ids in completion_ids], dtype=np.int32))

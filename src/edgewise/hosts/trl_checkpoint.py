@@ -9,6 +9,7 @@ All processes take the same decisions: what the main one finds is broadcast, and
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Callable
@@ -117,7 +118,7 @@ def _save_cycle(trainer: Any, file: Path) -> None:
             tensors |= {f"{i}/{name}": value.detach().cpu().contiguous().clone() for name, value in held.items()}
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        save_file(tensors, temporary, metadata=_shape(trainer))
+        save_file(tensors, temporary, metadata=_shape(trainer) | {"sha256": _digest(tensors)})
         os.replace(temporary, file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -149,8 +150,22 @@ def _load_cycle(trainer: Any, file: Path) -> dict[str, torch.Tensor] | None:
     if not file.is_file():
         return None
     with safe_open(file, framework="pt") as opened:
-        if opened.metadata() != _shape(trainer):
+        said = dict(opened.metadata() or {})
+        digest = said.pop("sha256", None)
+        if said != _shape(trainer):
             return None
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    if _digest(tensors) != digest:
+        raise ValueError("its SHA-256 does not match its content")
     tensors["step"].item()
     return tensors
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    """safetensors does not notice a flipped bit by itself."""
+    hasher = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return hasher.hexdigest()
