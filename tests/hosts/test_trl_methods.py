@@ -9,15 +9,18 @@ import pytest
 import torch
 from datasets import Dataset
 
+from edgewise.errors import HostError
 from edgewise.hosts.trl import attach
 from edgewise.methods import METHODS
-from edgewise.types import PASS_RATE
+from edgewise.types import HIDDEN_ANGLES, PASS_RATE
 from tests.hosts import tiny
 from tests.hosts.tiny import G
 
 HEAVY = {"gps-ppm-20m"}
 """Twenty million parameters: its small twin stands for it here."""
-LISTED = sorted(name for name, entry in METHODS.items() if name not in HEAVY and PASS_RATE not in entry.needs)
+NOT_SERVED = {PASS_RATE, HIDDEN_ANGLES}
+"""Signals that this host cannot give: exact pass rates, and angles between parts of a prompt that it cannot tell apart."""
+LISTED = sorted(name for name, entry in METHODS.items() if name not in HEAVY and not entry.needs & NOT_SERVED)
 STEPS = 3
 
 
@@ -62,3 +65,9 @@ def test_it_trains_through_trl_and_resumes_bit_for_bit(name: str, tmp_path: Path
         again, numbers, _ = run(tmp_path, name, str(tmp_path / f"checkpoint-{k}"))
         assert torch.equal(again, weights), f"resumed after step {k}"
         assert numbers["rollouts_total"] == metrics["rollouts_total"]
+
+
+@pytest.mark.parametrize("name", sorted(name for name, entry in METHODS.items() if entry.needs & NOT_SERVED))
+def test_what_this_host_cannot_serve_is_refused_at_start_in_words(name: str, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=f"The method '{name}' needs the signal .*, which this host does not serve"):
+        attach(tiny.trainer(tmp_path, data=data(), max_steps=STEPS, per_device_train_batch_size=4 * G), name)
