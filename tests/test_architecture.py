@@ -60,7 +60,7 @@ LEVELS = {
     "cli": 11,
     "__main__": 12,
 }
-SAME_ROOM = dict.fromkeys(("stage", "step", "saved", "waiting", "accounts", "contract"), "selector")
+SAME_ROOM = dict.fromkeys(("stage", "view", "step", "saved", "waiting", "accounts", "contract"), "selector")
 """Files that were split off another and share its room."""
 
 WITH_TORCH = {"signals", "hosts", "lab", "report"}

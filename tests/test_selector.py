@@ -331,7 +331,7 @@ def test_unreported_tickets_are_cancelled_not_learned() -> None:
         for number, batch in enumerate(step.requests()):
             step.report([answer(t) for t in (batch[1:] if number == 0 else batch)])
 
-    with s.step(policy_version=0) as step, pytest.warns(DegradedWarning, match="1 of the round's tickets were never reported"):
+    with s.step(policy_version=0) as step, pytest.warns(DegradedWarning, match="1 of its tickets were never reported"):
         forget_one(step)
     assert s.metrics["unreported"] == 1
     assert s.in_flight == []

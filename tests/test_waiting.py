@@ -311,7 +311,7 @@ def test_holds_that_never_finish_leave_nothing_behind_but_themselves() -> None:
             s.commit()
             assert set(blocked(s)) == {t.row for t in s.in_flight} | set(s._waiting.rows.tolist())
     assert len(s._waiting) <= 60
-    assert len(s._streaming._offered) <= 1
-    assert len(s._streaming._issued) == 0
+    assert len(s._streaming.view.offered) <= 1
+    assert len(s._streaming.view.issued) == 0
     assert s._streaming._round_tickets == {}
     assert len(s._streaming.accounts._entropies) == 0

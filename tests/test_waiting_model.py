@@ -162,7 +162,7 @@ class Machine(RuleBasedStateMachine):
         if again:
             assert len(self.s.report(outcomes).groups) == 0
         for ticket in sorted(tickets, key=lambda t: t.seq):
-            self.settled(ticket, rewards, self.s._streaming.number)
+            self.settled(ticket, rewards, self.s._streaming.view.number)
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 

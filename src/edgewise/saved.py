@@ -63,7 +63,7 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
         "step": selector._number,
         "position": selector._stream.position,
         "next_seq": selector._next_seq,
-        "policy_version": selector._streaming.policy_version,
+        "policy_version": selector._streaming.view.policy_version,
         "totals": selector._totals,
         "metrics": {name: float(value) for name, value in selector.metrics.items() if math.isfinite(value)},
         "in_flight": [asdict(t) for t in selector.in_flight],

@@ -35,7 +35,7 @@ from edgewise.method import Method
 from edgewise.methods import methods_with
 from edgewise.metrics import EntropyPremise
 from edgewise.pool import PromptPool
-from edgewise.stage import Judged, Signals, Stage
+from edgewise.stage import Judged, Stage
 from edgewise.step import Step
 from edgewise.stream import PromptStream
 from edgewise.types import (
@@ -48,6 +48,7 @@ from edgewise.types import (
     Ticket,
     Verdicts,
 )
+from edgewise.view import Signals
 from edgewise.waiting import Retired, Waiting
 
 _NAMED = 8
@@ -211,11 +212,11 @@ class Selector:
         waiting = [t for t in self._reissue if t.seq in self._open]
         tickets, waiting = waiting[:n], waiting[n:]
         if tickets and signals:  # their reports may have to ask, before a further call
-            self._streaming.aim(self._streaming.number, self._streaming.policy_version, signals)
+            self._streaming.view.aim(self._streaming.view.number, self._streaming.view.policy_version, signals)
         if len(tickets) < n:
             self.check_signals({*(signals or {}), *ROLLOUT_SIGNALS})
             stage = self._streaming
-            stage.aim(self._number, int(policy_version), signals or {})
+            stage.view.aim(self._number, int(policy_version), signals or {})
             stage.mark()
             try:
                 stage.begin()
@@ -245,7 +246,7 @@ class Selector:
             raise ConfigError("Selector.report(): a step is open; report to the step instead.")
         stage = self._streaming
         if signals is not None:
-            stage.aim(stage.number, stage.policy_version, signals)
+            stage.view.aim(stage.view.number, stage.view.policy_version, signals)
         stage.mark()
         try:
             judged = stage.settle(stage.accept(reported))
@@ -298,7 +299,7 @@ class Selector:
         self.metrics = metrics
         self._premise = premise
         self._streaming = Stage(self, streaming=True)
-        self._streaming.aim(max(0, number - 1), version, {})
+        self._streaming.view.aim(max(0, number - 1), version, {})
 
     def _autosave(self) -> None:
         """Write the state of this commit; a disk that refuses degrades the run, it never stops it."""

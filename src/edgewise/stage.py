@@ -1,46 +1,38 @@
-"""The machinery under a step: the method's view of it, issuing tickets, settling outcomes, rolling back.
+"""The machinery under a step: asking the method, issuing tickets, settling outcomes, rolling back.
 
-A `Stage` is what a method sees as its `StepView`. A synchronous step makes one and throws it away; streaming keeps one.
+A synchronous step makes a `Stage` and throws it away; streaming keeps one. What the method sees of it is its `View`.
 """
 
 from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from edgewise import outcomes
 from edgewise.accounts import Accounts
 from edgewise.contract import check_requests, check_verdicts
-from edgewise.errors import EdgewiseError, HostError, MethodError, OutcomeError, ShortfallError, SignalError
+from edgewise.errors import EdgewiseError, HostError, MethodError, OutcomeError, ShortfallError
 from edgewise.metrics import StepMetrics
-from edgewise.stream import derived_rng
 from edgewise.types import (
-    MATRIX_SIGNALS,
-    PROMPT_ENTROPY,
     Array,
-    Bools,
-    Floats,
     Groups,
     Ints,
     MethodState,
     Outcome,
     Requests,
-    Signal,
     Ticket,
     Verdicts,
 )
+from edgewise.view import View
 from edgewise.waiting import Retired, Waiting
 
 if TYPE_CHECKING:
     from edgewise.selector import Selector
-
-Signals = Mapping[Signal, Callable[[Ints], Any]]
-"""Name -> function from (n,) pool rows to (n,) numbers, computed with the current policy."""
 
 
 class Judged(NamedTuple):
@@ -51,18 +43,12 @@ class Judged(NamedTuple):
 
 
 class Stage:
-    """One step (or one stream) of one selector. Its first part is the `StepView` that methods see."""
+    """One step (or one stream) of one selector."""
 
     def __init__(self, selector: Selector, *, streaming: bool) -> None:
         self._selector = selector
-        self.streaming = streaming
         self.accounts = Accounts()
-        self.number = 0
-        self.round = 0
-        self.policy_version = 0
-        self._signals: Signals = {}
-        self._offered: list[Ints] = []
-        self._issued: list[Ints] = []
+        self.view = View(selector, self.accounts, streaming=streaming)
         self._round_tickets: dict[int, Ticket] = {}
         self._of_round: dict[int, Outcome] = {}
         self._fallen_back = False
@@ -78,69 +64,7 @@ class Stage:
         """The numbers of the step (streaming: of the period) so far."""
         return self.accounts.metrics
 
-    # -- what a method sees (StepView) ---------------------------------------------------------------------------------
-
-    @property
-    def strict(self) -> bool:
-        return self._selector.strict
-
-    @property
-    def epoch(self) -> float:
-        return max(self._selector._stream.position, self._selector._next_seq) / len(self._selector.pool)
-
-    def rng(self, purpose: str) -> np.random.Generator:
-        return derived_rng(self._selector.seed, self.number, self.round, purpose=purpose)
-
-    def draw(self, n: int) -> Ints:
-        blocked = self._selector._blocked
-        if n > self._free() and len(self._selector._retired):  # rather than starve; but nothing twice in one step
-            this_step = np.concatenate(self._issued) if self._issued else np.empty(0, dtype=np.int64)
-            self._bring_back(np.setdiff1d(self._selector._retired.rows, this_step))
-        rows = self._selector._stream.draw(min(n, self._free()), blocked)
-        self._offered.append(rows)
-        self.metrics.add(offered=len(rows))
-        return rows
-
-    def eligible(self, rows: Ints) -> Bools:
-        return ~self._selector._blocked[rows]
-
-    def signal(self, name: Signal, rows: Ints) -> Floats:
-        serve = self._signals.get(name)
-        if serve is None:
-            raise SignalError(
-                f"signal({name!r}): this host serves {sorted(self._signals) or 'no signals'}; it cannot be asked for."
-            )
-        asked = np.array(rows, dtype=np.int64)
-        if asked.size == 0:
-            return np.empty(0)
-        started = time.perf_counter()
-        served = serve(asked)
-        # a torch tensor may be on a device, or of a type that numpy does not have
-        values = np.asarray(served.tolist() if hasattr(served, "detach") else served, dtype=np.float64)
-        self.metrics.add(signal_s=time.perf_counter() - started)
-        if values.shape[:1] != asked.shape or values.ndim != 1 + (name in MATRIX_SIGNALS):
-            wanted = (
-                f"one vector a row, shape ({len(asked)}, d)" if name in MATRIX_SIGNALS else f"one number a row, {asked.shape}"
-            )
-            raise SignalError(f"signal({name!r}) must answer with {wanted}, got {values.shape}.")
-        if name == PROMPT_ENTROPY:
-            self.accounts.scored(asked, values)
-        return values
-
-    def log(self, **values: float) -> None:
-        self.metrics.add(**values)
-
-    def gauge(self, **values: float) -> None:
-        self.metrics.set(**values)
-
-    def problem(self, error: EdgewiseError) -> None:
-        self._selector.problem(error)
-
     # -- one round -----------------------------------------------------------------------------------------------------
-
-    def aim(self, number: int, policy_version: int, signals: Signals) -> None:
-        """Point the view at a step."""
-        self.number, self.policy_version, self._signals = number, policy_version, signals
 
     def mark(self) -> None:
         """Remember what `roll_back` goes back to: the start of a step, or of one call when streaming."""
@@ -162,21 +86,15 @@ class Stage:
         """The start of a step, after `mark`: retired prompts whose pass is over come back, groups that waited too long go."""
         selector = self._selector
         if len(selector._retired):
-            over = selector._retired.rows if self._free() < selector.batch_size else selector._retired.back(self.epoch)
-            self._bring_back(over)
+            over = selector._retired.rows if self.view.free() < selector.batch_size else selector._retired.back(self.view.epoch)
+            self.view.bring_back(over)
         limit = selector.method.max_staleness
         if limit is not None and len(selector._waiting):
-            stale = [begun.group for begun in selector._waiting.stale(self.policy_version, limit)]
+            stale = [begun.group for begun in selector._waiting.stale(self.view.policy_version, limit)]
             if stale:
                 groups = outcomes.joined(stale)
                 self._decide(groups, Verdicts.of(np.zeros(len(groups), dtype=np.bool_), "stale"))
                 self._free_up(groups.rows)
-
-    def _bring_back(self, rows: Ints) -> None:
-        """Retired prompts may be offered again."""
-        if len(rows):
-            self._selector._retired.remove(rows)
-            self._selector._blocked[rows] = False
 
     def propose(self, room: int) -> Requests:
         """Ask the method; in degrade mode a failing method is replaced by uniform, for one round a step.
@@ -184,10 +102,10 @@ class Stage:
         What the failing call drew goes back to the stream: it is as if it had not been asked.
         """
         selector = self._selector
-        before, position, offers = _copies(selector.method.state().shared), selector._stream.position, len(self._offered)
+        before, position, offers = _copies(selector.method.state().shared), selector._stream.position, len(self.view.offered)
         started, signal_before = time.perf_counter(), self.metrics.get("signal_s")
         try:
-            requests = selector.method.propose(room, self)
+            requests = selector.method.propose(room, self.view)
             self._check(requests, room)
         except ShortfallError:
             raise
@@ -195,7 +113,7 @@ class Stage:
             if selector.strict:
                 raise
             self._restore_shared(before)
-            drawn, self._offered = self._offered[offers:], self._offered[:offers]
+            drawn, self.view.offered = self.view.offered[offers:], self.view.offered[:offers]
             for rows in drawn:
                 selector._blocked[rows] = False
                 self.metrics.add(offered=-len(rows))
@@ -212,17 +130,17 @@ class Stage:
             selector.method.name,
             requests,
             pool_size=len(selector.pool),
-            most=room if self.streaming else None,
+            most=room if self.view.streaming else None,
             in_flight=[*busy, *selector._waiting.rows.tolist()],
-            issued=self._issued,
+            issued=self.view.issued,
         )
 
     def _fall_back(self, room: int, error: Exception) -> Requests:
-        self._failed("propose", error, f"Prompts of this round of step {self.number} are drawn uniformly instead.")
-        if self._fallen_back and not self.streaming:
+        self._failed("propose", error, f"Prompts of this round of step {self.view.number} are drawn uniformly instead.")
+        if self._fallen_back and not self.view.streaming:
             return Requests.of([], self._selector.group_size)
         self._fallen_back = True
-        return Requests.of(self.draw(room), self._selector.group_size)
+        return Requests.of(self.view.draw(room), self._selector.group_size)
 
     def issue(self, requests: Requests) -> list[Ticket]:
         """Turn requests into tickets in flight."""
@@ -234,30 +152,30 @@ class Stage:
             tickets.append(self._ticket(row, rollouts, p, None))
         selector._retired.remove(requests.rows)  # a method may ask for one in spite of that
         selector._blocked[requests.rows] = True  # methods that pick from the whole pool do not draw
-        self._offered.append(requests.rows)
-        self._issued.append(requests.rows)
+        self.view.offered.append(requests.rows)
+        self.view.issued.append(requests.rows)
         return tickets
 
     def go_on(self, most: int) -> list[Ticket]:
         """Tickets for at most `most` groups that wait for more rollouts, oldest first."""
         waiting = self._selector._waiting
         tickets = []
-        for begun in waiting.ready(self.number, most):
+        for begun in waiting.ready(self.view.number, most):
             ticket = self._ticket(begun.first.row, begun.wanted, begun.first.predicted_pass_rate, begun.first.seq)
             waiting.ask(begun.first.seq, ticket.seq)
             tickets.append(ticket)
         if tickets:
             rows = np.array([ticket.row for ticket in tickets], dtype=np.int64)
-            self._offered.append(rows)
-            self._issued.append(rows)
+            self.view.offered.append(rows)
+            self.view.issued.append(rows)
             self.metrics.add(continued=len(tickets))
         return tickets
 
     def _ticket(self, row: int, rollouts: int, predicted: float | None, continues: int | None) -> Ticket:
         selector = self._selector
         ticket = Ticket(
-            seq=selector._next_seq, row=row, prompt_id=selector.pool.ids[row], step=self.number, round=self.round,
-            policy_version=self.policy_version, rollouts=rollouts, predicted_pass_rate=predicted, continues=continues,
+            seq=selector._next_seq, row=row, prompt_id=selector.pool.ids[row], step=self.view.number, round=self.view.round,
+            policy_version=self.view.policy_version, rollouts=rollouts, predicted_pass_rate=predicted, continues=continues,
         )  # fmt: skip
         selector._next_seq += 1
         selector._open[ticket.seq] = ticket
@@ -270,7 +188,7 @@ class Stage:
         A step takes the outcomes of its own tickets only: those of `take` are reported to the selector.
         """
         selector = self._selector
-        held = selector._open if self.streaming else self._round_tickets
+        held = selector._open if self.view.streaming else self._round_tickets
         good: list[Outcome] = []
         seen: set[int] = set()
         for outcome in reported:
@@ -308,7 +226,7 @@ class Stage:
         whose verdict is final.
         """
         selector = self._selector
-        if selector.method.scope == "batch" and not self.streaming:
+        if selector.method.scope == "batch" and not self.view.streaming:
             self._of_round.update((o.ticket.seq, o) for o in reported)
             if any(seq not in self._of_round for seq in self._round_tickets):
                 return _nothing()
@@ -324,12 +242,12 @@ class Stage:
         judged = self._decide(groups.select(final), verdicts.select(final))
         held = np.zeros(len(groups), dtype=np.int64) if verdicts.hold is None else verdicts.hold
         for i in np.flatnonzero(pending).tolist():
-            not_before = self.number + 1 if held[i] else self.number
+            not_before = self.view.number + 1 if held[i] else self.view.number
             selector._waiting.add(groups.select(np.array([i])), int(pending[i]), not_before)
         for ticket in stacked.tickets:
             selector._open.pop(ticket.seq, None)
             self._round_tickets.pop(ticket.seq, None)
-        if self.streaming:
+        if self.view.streaming:
             self._free_up(judged.groups.rows)
         self.accounts.rollouts(selector, stacked)
         return judged
@@ -345,7 +263,7 @@ class Stage:
         for ticket in groups.tickets:
             selector._waiting.remove(ticket.seq)
         if verdicts.retire is not None and verdicts.retire.any():
-            selector._retired.add(groups.rows[verdicts.retire], self.epoch)
+            selector._retired.add(groups.rows[verdicts.retire], self.view.epoch)
         self.accounts.groups(selector, groups, verdicts)
         for watcher in selector._watchers:
             try:
@@ -358,7 +276,7 @@ class Stage:
         selector = self._selector
         before = _copies(selector.method.state().shared)
         try:
-            verdicts = selector.method.judge(groups, self)
+            verdicts = selector.method.judge(groups, self.view)
             check_verdicts(selector.method.name, verdicts, groups)
             return verdicts
         except Exception as error:
@@ -377,7 +295,7 @@ class Stage:
         before = _copies(held.shared)
         self._undo_rows.append((rows, {k: v[rows].copy() for k, v in held.prompts.items()}))
         try:
-            selector.method.observe(groups, self)
+            selector.method.observe(groups, self.view)
         except Exception as error:
             if selector.strict:
                 raise
@@ -407,7 +325,7 @@ class Stage:
             self.metrics.add(unreported=len(left))
             selector.problem(
                 OutcomeError(
-                    f"Step {self.number}, round {self.round}: {len(left)} of the round's tickets were never reported (first: "
+                    f"Step {self.view.number}, round {self.view.round}: {len(left)} of its tickets were never reported (first: "
                     f"prompt {left[0].prompt_id!r}). They are cancelled; report failed rollouts with rewards of None."
                 )
             )
@@ -416,7 +334,7 @@ class Stage:
 
     def release_offered(self) -> None:
         """Make everything this step offered choosable again, but for prompts that are in flight, wait or are retired."""
-        offered, self._offered = self._offered, []
+        offered, self.view.offered = self.view.offered, []
         for rows in offered:
             self._free_up(rows)
 
@@ -433,7 +351,7 @@ class Stage:
         self._selector._blocked[list(busy)] = True
         self.accounts.forget_scores(busy)
         self._round_tickets = {}
-        self._issued = []
+        self.view.issued = []
 
     def numbers(self) -> dict[str, float]:
         """Streaming: the metrics so far, with totals and what is in flight."""
@@ -464,9 +382,6 @@ class Stage:
             for name, old in values.items():
                 prompts[name][at] = old
         self._selector.method.restore(MethodState(prompts=prompts, shared=_copies(shared)))
-
-    def _free(self) -> int:
-        return len(self._selector.pool) - int(np.count_nonzero(self._selector._blocked))
 
 
 def _copies(arrays: Mapping[str, Array]) -> dict[str, Array]:

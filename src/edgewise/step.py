@@ -12,8 +12,9 @@ import numpy as np
 
 from edgewise import outcomes
 from edgewise.errors import ConfigError, ShortfallError
-from edgewise.stage import Judged, Signals, Stage
+from edgewise.stage import Judged, Stage
 from edgewise.types import ROLLOUT_SIGNALS, Groups, Outcome, Ticket
+from edgewise.view import Signals
 
 if TYPE_CHECKING:
     from edgewise.selector import Selector
@@ -38,7 +39,7 @@ class Step:
         self._entered = True
         selector._current = self
         self._stage.drop_reissued()
-        self._stage.aim(selector._number, self._policy_version, {})
+        self._stage.view.aim(selector._number, self._policy_version, {})
         self._stage.mark()
         try:
             self._stage.begin()
@@ -85,7 +86,7 @@ class Step:
         if selector._current is not self:
             raise ConfigError("Step.requests(): the step is not open; use it inside `with selector.step(...) as step:`.")
         selector.check_signals({*(signals or {}), *ROLLOUT_SIGNALS})
-        stage.aim(selector._number, self._policy_version, signals or {})
+        stage.view.aim(selector._number, self._policy_version, signals or {})
         while self.missing > 0:
             tickets = stage.go_on(self.missing)
             room = self.missing - len(tickets)
@@ -96,7 +97,7 @@ class Step:
             stage.metrics.add(rounds=1)
             yield tickets
             self._take_in(stage.cancel_unreported())
-            stage.round += 1
+            stage.view.round += 1
         stage.metrics.set(shortfall=self.missing)
 
     def report(self, reported: Sequence[Outcome]) -> Judged:
@@ -159,7 +160,7 @@ class Step:
             "short_groups": float(max(0, self._selector.batch_size - kept)),
             "surplus": float(max(0, kept - self._selector.batch_size)),
             "topup_rounds": max(0.0, m.get("rounds") - 1),
-            "epoch": self._stage.epoch,
+            "epoch": self._stage.view.epoch,
         }
         if rolled:
             values |= {f"{name}_frac": m.get(name) / rolled for name in ("mixed", "all_pass", "all_fail")}
