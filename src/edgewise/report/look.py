@@ -32,6 +32,9 @@ OTHERS = (
     Colour("#1b8ea6", "#66cfe3"),
     Colour("#6b7a1f", "#b9c95f"),
     Colour("#8a5a3c", "#cf9c7b"),
+    Colour("#c1121f", "#ff8a8a"),
+    Colour("#7b2cbf", "#c99bf5"),
+    Colour("#386641", "#9bcf9f"),
 )
 WASTE = {
     # key in the summary: (name, colour, ink on it)
