@@ -242,3 +242,28 @@ def test_curves_are_plain_and_one_for_each_arm():
         "step": 1, "responses": 100, "held_out": 0.3, "tokens": 400.0, "wall_s": 1.0, "cpu_s": 0.5,
     }  # fmt: skip
     assert (found["reference"], found["targets"], found["exact"]) == ("dapo", {"0": 0.4, "1": 0.3}, True)
+
+
+def test_every_method_is_held_against_not_choosing_too():
+    """dapo ends at .4. uniform gets there after 150 responses, hive after 100, slow never within its 400."""
+    found = comparison(
+        arm("dapo", [(0, 0.2), (300, 0.4)]),
+        arm("uniform", [(0, 0.2), (100, 0.3), (200, 0.5)]),
+        arm("hive", [(0, 0.2), (100, 0.4)]),
+        arm("slow", [(0, 0.2), (400, 0.3)]),
+    )
+    assert [found.over_control(name).estimate for name in ("uniform", "hive", "slow", "dapo")] == pytest.approx(
+        [1.0, 1.5, 150 / 400, 0.5]
+    )
+    lines = found.table().splitlines()
+    assert "uniform's responses" in lines[0]
+    assert "to it / its own" in lines[1]
+    assert any("hive" in line and "1.50x" in line for line in lines)
+    assert any("slow" in line and "<0.38x" in line for line in lines)
+    without = comparison(arm("dapo", [(0, 0.2), (300, 0.4)]), arm("hive", [(0, 0.2), (100, 0.4)]))
+    assert without.over_control("hive") is None
+    assert "uniform's" not in without.table()
+    never = comparison(
+        arm("dapo", [(0, 0.2), (300, 0.4)]), arm("uniform", [(0, 0.2), (100, 0.3)]), arm("hive", [(0, 0.2), (100, 0.4)])
+    )
+    assert never.over_control("hive") is None

@@ -15,6 +15,8 @@ from edgewise.lab.statistics import Interval, paired_ratio
 from edgewise.lab.table import format_table
 
 Line = dict[str, Any]
+CONTROL = "uniform"
+"""The arm that does not choose: every method is held against it, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +126,27 @@ class Comparison:
             return None, never
         return paired_ratio(over, under), never
 
+    def over_control(self, label: str) -> Interval | None:
+        """Responses that the control spent to the reference's final accuracy, over those of this method; above 1, choosing won.
+
+        A method that never reached it counts with its whole budget: an upper bound. None where either did not run, or the
+        control never got there.
+        """
+        bars = self.targets()
+        control = {arm.seed: arm for arm in self.arms.get(CONTROL, []) if arm.seed in bars}
+        over: list[float] = []
+        under: list[float] = []
+        for arm in self.arms[label]:
+            if arm.seed not in control:
+                continue
+            theirs = control[arm.seed].to_reach(bars[arm.seed], "responses")
+            own = arm.to_reach(bars[arm.seed], "responses")
+            if theirs is None:
+                return None
+            over.append(theirs)
+            under.append(float(arm.evals[-1]["responses"]) if own is None else own)
+        return paired_ratio(over, under) if over and min(over) > 0 and min(under) > 0 else None
+
     def at_reference_end(self, label: str) -> dict[str, float] | None:
         """Mean accuracy and responses of a method after as many training batches as the reference made: how papers count.
 
@@ -171,6 +194,7 @@ class Comparison:
                     "fewer_responses": _plain(responses),
                     "fewer_seconds": _plain(seconds) if label != "oracle" else None,
                     "never_reached": never,
+                    "over_uniform": _plain(self.over_control(label)),
                     "at_reference_end": self.at_reference_end(label),
                     "share_of_oracle": self.share_of_oracle(label),
                     "starved": _mean(starved) if (starved := [a.starved for a in arms if a.starved is not None]) else None,
@@ -231,6 +255,9 @@ class Comparison:
         ]  # fmt: skip
         if "oracle" in self.arms:
             header.append("of oracle's\nsaving")
+        controlled = CONTROL in self.arms and len(self.arms) > 2
+        if controlled:
+            header.append("uniform's responses\nto it / its own")
         if recorded:
             header.append("prompts never\nrolled out")
         if len(self.arms) == 1:  # nothing to compare with
@@ -256,6 +283,8 @@ class Comparison:
             ]
             if "oracle" in self.arms:
                 cells.append("–" if row["share_of_oracle"] is None else f"{100 * row['share_of_oracle']:.0f}%")
+            if controlled:
+                cells.append(_ratio(row["over_uniform"], row["never_reached"]))
             if recorded:
                 cells.append("–" if row["starved"] is None else f"{100 * row['starved']:.0f}%")
             rows.append(cells[: len(header)])

@@ -323,6 +323,15 @@ def _legend(found: Comparison, spec: ArmSpec) -> list[str]:
             ),
         ]
     rows = found.summary()
+    if any(row["over_uniform"] for row in rows) and len(found.arms) > 2:
+        lines.append(
+            (
+                "uniform's",
+                f"responses of plain GRPO to {reference}'s final / this method's: above 1, choosing beat not choosing",
+            )
+        )
+    if any(row.get("starved") is not None for row in rows):
+        lines.append(("prompts never", "share of the training prompts of which no group was ever rolled out"))
     if any(row["never_reached"] for row in rows):
         lines.append(("<", "it was not reached within the budget (by some seed), which then counts whole: the truth is lower"))
     if "oracle" in found.arms:
