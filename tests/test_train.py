@@ -302,3 +302,10 @@ def test_methods_are_parsed_with_their_parameters():
         {"stage2": "off", "bypass": 0.1, "stage1": False},
     )
     assert train._parse("oracle") == ("oracle", {"gate": "off"})
+
+
+def test_a_method_whose_signal_the_laboratory_lacks_is_refused_before_anything_starts(tmp_path, capsys):
+    assert main(["train", "--method", "bots", "--baseline", "none", "--out", str(tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "bots needs the signal anchor_rates, which the laboratory does not have" in said
+    assert not (tmp_path / "run").exists()

@@ -27,8 +27,23 @@ from edgewise.lab.arithmetic import KINDS, POOLS, make_pool
 from edgewise.lab.compare import Comparison
 from edgewise.lab.record import ArmSpec, claim, planned_steps
 from edgewise.lab.runner import run_arms
-from edgewise.types import PASS_RATE, Setting
+from edgewise.methods import METHODS
+from edgewise.types import (
+    CATEGORY,
+    DIFFICULTY,
+    EMBEDDING,
+    PASS_RATE,
+    PROMPT_ENTROPY,
+    PROMPT_PERPLEXITY,
+    ROLLOUT_ENTROPY,
+    Setting,
+    Signal,
+)
 
+SERVED: frozenset[Signal] = frozenset(
+    {CATEGORY, DIFFICULTY, EMBEDDING, PASS_RATE, PROMPT_ENTROPY, PROMPT_PERPLEXITY, ROLLOUT_ENTROPY}
+)
+"""Signals that an arm can have: measured by the host, or known of the task (`edgewise.lab.arm`)."""
 ORACLE: dict[str, Any] = {"gate": "off"}
 """The oracle knows which groups will be mixed, so it spends no rollouts on filling up: every round is one batch."""
 
@@ -139,7 +154,7 @@ def _opening(args: argparse.Namespace, specs: Sequence[ArmSpec], labels: list[st
 
 def _hints(args: argparse.Namespace, spec: ArmSpec, page: Path) -> list[str]:
     more = [f"{_again(args, seeds=5)}    (intervals; what is done is not done again)"] if args.seeds == 1 else []
-    return [f"open {page}", *more, f"edgewise methods {spec.method}"]
+    return [f"open {page}", *more, f"edgewise methods {spec.method}" if spec.method in METHODS else "edgewise methods"]
 
 
 def _cores() -> int:
@@ -172,10 +187,16 @@ def _specs(args: argparse.Namespace) -> list[ArmSpec]:
         method = method_of(name, parameters)
         total = args.steps or planned_steps(args.responses, args.batch_size, args.group_size)
         method.start(Setting(pool_size=args.prompts, batch_size=args.batch_size, group_size=args.group_size, total_steps=total))
-        if PASS_RATE in method.needs and (args.task != "arithmetic" or args.policy == "smollm2"):
+        if method.needs & {PASS_RATE, DIFFICULTY} and (args.task != "arithmetic" or args.policy == "smollm2"):
             raise ConfigError(
                 f"{name} needs exact pass rates, which only --task arithmetic with a character policy has. Leave it out: "
                 f"--baseline {','.join(b for b in baselines if _parse(b)[0] != name) or 'none'}"
+            )
+        lacking = sorted(method.needs - SERVED)
+        if lacking:
+            raise ConfigError(
+                f"{name} needs the signal{'s' * (len(lacking) > 1)} {', '.join(lacking)}, which the laboratory does not have. "
+                "Leave it out here; in your own run give it with attach(..., signals=...) or as a column of the data set."
             )
         specs += [
             ArmSpec(
