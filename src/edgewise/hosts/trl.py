@@ -252,7 +252,7 @@ class _SelectingMixin:
             for _ in range(min(len(logged), len(every))):
                 logged.pop()
             logged.extend(every)
-            zero = sum(value == 0.0 for value in every) / len(every)
+            zero = float((replay.advantages == 0).float().mean())  # before weights: fillers, and groups that are all alike
             self._metrics["train"]["frac_reward_zero_std"][-1] = zero  # type: ignore[attr-defined]
         return batch  # type: ignore[no-any-return]
 
