@@ -471,3 +471,19 @@ def test_misuse_is_named() -> None:
         selector(on_problem="ignore")
     with pytest.raises(ConfigError, match="resume"):
         selector(resume="yes")
+
+
+def test_a_policy_version_that_stands_still_is_asked_about_once() -> None:
+    s = edgewise.Selector("uniform", edgewise.PromptPool.from_ids(range(40)), batch_size=2, group_size=2)
+
+    def step(version: int) -> None:
+        with s.step(policy_version=version) as step:
+            for tickets in step.requests():
+                step.report([edgewise.Outcome(ticket=t, rewards=[1.0, 0.0]) for t in tickets])
+
+    for _ in range(64):
+        step(7)
+    with pytest.warns(DegradedWarning, match="policy_version has been 7 for 128 tickets"):
+        step(7)
+    for version in (7, 7, 8, 8):
+        step(version)  # said once

@@ -53,6 +53,8 @@ from edgewise.waiting import Retired, Waiting
 
 _NAMED = 8
 """Names of other methods that an error lists."""
+_STILL = 64
+"""Batches of tickets at one policy version after which a warning asks whether it was forgotten."""
 
 
 class Selector:
@@ -128,6 +130,7 @@ class Selector:
         self._reissue: list[Ticket] = []
         self._waiting = Waiting()
         self._retired = Retired()
+        self._version = (-1, 0)  # the policy version last told, and the ticket at which it was new
         self._watchers: list[Callable[[Groups, Verdicts], None]] = []
         self._next_seq = 0
         self._number = 0
@@ -147,6 +150,7 @@ class Selector:
         """One training step as a context manager. Leaving it commits; an exception rolls it back."""
         if self._current is not None:
             raise ConfigError("Selector.step(): the previous step is still open; leave its `with` block first.")
+        self._watch_version(int(policy_version))
         return Step(self, policy_version)
 
     @property
@@ -209,6 +213,7 @@ class Selector:
         if self._current is not None:
             raise ConfigError("Selector.take(): a step is open; a run uses either `step` or `take`, not both at once.")
         _require_count("n", n, "take")
+        self._watch_version(int(policy_version))
         waiting = [t for t in self._reissue if t.seq in self._open]
         tickets, waiting = waiting[:n], waiting[n:]
         if tickets and signals:  # their reports may have to ask, before a further call
@@ -318,6 +323,19 @@ class Selector:
     def watch(self, function: Callable[[Groups, Verdicts], None]) -> None:
         """Call `function(groups, verdicts)` with all decided groups, dropped ones too: for logs. A failure is a problem."""
         self._watchers.append(function)
+
+    def _watch_version(self, version: int) -> None:
+        """Say once that the policy version stands still: methods that move once a version would stand still with it."""
+        if version != self._version[0]:
+            self._version = (version, self._next_seq)
+        elif self._next_seq - self._version[1] >= _STILL * self.batch_size and "policy_version" not in self._warned:
+            self._totals["degraded_total"] += 1
+            self._warn(
+                f"policy_version has been {version} for {self._next_seq - self._version[1]} tickets. It must grow with "
+                "training (the optimizer step will do): methods that learn or steer once a version, such as hive, greso and "
+                "sec, stand still with it.",
+                once="policy_version",
+            )
 
     # -- problems ------------------------------------------------------------------------------------------------------
 
