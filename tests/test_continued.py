@@ -284,6 +284,7 @@ def test_the_training_batch_says_what_trains_and_how_much_and_never_exceeds_the_
     [
         (lambda n, g: Verdicts(np.ones(n, dtype=bool), ("",) * n, more=np.full(n, -1)), "`more` must be finite and at least 0"),
         (lambda n, g: Verdicts(np.ones(n, dtype=bool), ("",) * n, hold=np.full(n, 1.5)), "`hold` must be"),
+        (lambda n, g: Verdicts(np.ones(n, dtype=bool), ("",) * n, hold=np.full(n, 10**12)), "`hold` must be at most 65,536"),
         (lambda n, g: Verdicts(np.ones(n, dtype=bool), ("",) * n, weights=np.full((n, g), np.nan)), "`weights` must be finite"),
         (
             lambda n, g: Verdicts(np.ones(n, dtype=bool), ("",) * n, trained=np.ones((n, g + 1), dtype=bool)),

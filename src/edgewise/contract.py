@@ -9,6 +9,9 @@ import numpy as np
 from edgewise.errors import MethodError
 from edgewise.types import Groups, Ints, Requests, Verdicts
 
+MOST_ROLLOUTS = 2**16
+"""Of one request or continuation: more is a method's mistake, found before anything is allocated or generated."""
+
 
 def check_requests(
     name: str, requests: Requests, *, pool_size: int, most: int | None, in_flight: Iterable[int], issued: Iterable[Ints]
@@ -30,8 +33,11 @@ def check_requests(
         raise MethodError(f"{name}.propose must give rows in [0, {pool_size}), got {int(rows.min())} … {int(rows.max())}.")
     if len(np.unique(rows)) != len(rows):
         raise MethodError(f"{name}.propose must give distinct rows, got {len(rows) - len(np.unique(rows))} repeats.")
-    if rollouts.min() < 1:
-        raise MethodError(f"{name}.propose must ask for at least one rollout a prompt, got {int(rollouts.min())}.")
+    if rollouts.min() < 1 or rollouts.max() > MOST_ROLLOUTS:
+        raise MethodError(
+            f"{name}.propose must ask for at least one rollout a prompt and at most {MOST_ROLLOUTS:,}, got "
+            f"{int(rollouts.min())} … {int(rollouts.max())}."
+        )
     busy = np.fromiter(in_flight, dtype=np.int64)
     for taken, where in (
         (busy, "is already in flight"),
@@ -63,5 +69,7 @@ def check_verdicts(name: str, verdicts: Verdicts, groups: Groups) -> None:
             )
         if kind in "if" and array.size and not (np.isfinite(array).all() and array.min() >= 0):
             raise MethodError(f"{name}.judge: `{what}` must be finite and at least 0, got {array.min()} … {array.max()}.")
+        if kind == "i" and array.size and array.max() > MOST_ROLLOUTS:
+            raise MethodError(f"{name}.judge: `{what}` must be at most {MOST_ROLLOUTS:,} rollouts, got {int(array.max())}.")
     if verdicts.more is not None and verdicts.hold is not None and ((verdicts.more > 0) & (verdicts.hold > 0)).any():
         raise MethodError(f"{name}.judge must not both continue (`more`) and `hold` one group.")
