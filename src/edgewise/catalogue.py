@@ -87,19 +87,12 @@ def _field_docs(factory: Callable[..., Any]) -> dict[str, str]:
 
 
 def render_table(width: int = 120) -> str:
-    """The choosing table, wrapped to about `width` characters."""
-    free = width - max(map(len, METHODS)) - 10
-    shares = {
-        "needs from the host": 0.16,
-        "rollouts not trained on": 0.22,
-        "cost a step": 0.22,
-        "choose it": 0.24,
-        "paper": 0.16,
-    }
+    """The choosing table, wrapped to about `width` characters; everything else about a method is in `render_method`."""
+    free = width - max(map(len, METHODS)) - 8
+    shares = {"needs from the host": 0.16, "what it does": 0.42, "choose it": 0.42}
     rows = []
     for name, entry in METHODS.items():
-        needs = ", ".join(sorted(entry.needs)) or "nothing"
-        texts = [needs, entry.extra_rollouts, entry.cost, entry.when, entry.paper]
+        texts = [", ".join(sorted(entry.needs)) or "nothing", entry.summary, entry.when]
         cells = [textwrap.fill(text, max(14, int(free * share))) for text, share in zip(texts, shares.values(), strict=True)]
         rows.append([name, *cells])
     return format_table(["method", *shares], rows)
