@@ -359,7 +359,7 @@ ENTRIES = {
         keeps="19 bytes: visits, run length and kind, last response entropy, policy version",
         extra_rollouts="1.5 groups asked for per group trained, and small top-ups",
         cost="one forward over about 3 prompts per group trained, no generation",
-        when="batches that must be full of mixed groups, where prompt entropy tells something on your data (entropy_mixed_corr)",
+        when="batches must be full of mixed groups, and prompt entropy tells something on your data (entropy_mixed_corr)",
         paper="HIVE, arXiv 2603.25184 v2, as deployed (appendix B.3)",
     ),
 }
