@@ -9,6 +9,7 @@ import numpy as np
 
 from edgewise import kinds
 from edgewise.metrics import StepMetrics, rank_correlation
+from edgewise.prediction import passed
 from edgewise.types import Floats, Groups, Ints, Verdicts
 
 if TYPE_CHECKING:
@@ -68,10 +69,8 @@ class Accounts:
             self.metrics.add(**{f"dropped_{reason}": verdicts.reasons.count(reason)})
         if verdicts.retire is not None:
             self.metrics.add(retired=float(verdicts.retire.sum()))
-        by_verdict = kinds.verdict_known(groups.valid, groups.correct)[:, None]  # as methods count: `Visits.of`
-        passed = np.where(by_verdict, groups.correct > 0.5, groups.rewards >= selector.correct_at)
         rate = np.full(len(groups), np.nan)
-        np.divide((passed & groups.valid).sum(axis=1), groups.valid.sum(axis=1), where=complete, out=rate)
+        np.divide(passed(groups, selector.correct_at).sum(axis=1), groups.valid.sum(axis=1), where=complete, out=rate)
         entropy = np.array([self._entropies.get(row, np.nan) for row in groups.rows.tolist()])
         if np.isfinite(entropy).any():
             selector._premise.add(entropy, (kind == kinds.MIXED).astype(np.float64), rate)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgewise.kinds import verdict_known
-from edgewise.types import Floats, Groups, Ints
+from edgewise.types import Bools, Floats, Groups, Ints
 
 _LEAST_VARIANCE = 1e-12
 
@@ -65,6 +65,16 @@ class Prediction:
         )
 
 
+def passed(groups: Groups, correct_at: float) -> Bools:
+    """(n, G) which rollouts passed; False where one is missing.
+
+    By `correct` where every valid rollout of the group was judged, else by reward >= `correct_at`.
+    """
+    by_verdict = verdict_known(groups.valid, groups.correct)[:, None]
+    found: Bools = np.where(by_verdict, groups.correct > 0.5, groups.rewards >= correct_at) & groups.valid
+    return found
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visits:
     """Finished groups as a belief counts them: distinct rows, each visited once.
@@ -82,11 +92,10 @@ class Visits:
 
         A missing rollout is neither a success nor a failure; groups without a valid rollout are left out.
         """
-        by_verdict = verdict_known(groups.valid, groups.correct)[:, None]
-        passed = np.where(by_verdict, groups.correct > 0.5, groups.rewards >= correct_at) & groups.valid
         trials = groups.valid.sum(axis=1)
         some = np.flatnonzero(trials > 0)
-        return cls(rows=groups.rows[some], successes=passed.sum(axis=1)[some].astype(np.float64), trials=trials[some])
+        successes = passed(groups, correct_at).sum(axis=1)[some].astype(np.float64)
+        return cls(rows=groups.rows[some], successes=successes, trials=trials[some])
 
     def __len__(self) -> int:
         return len(self.rows)

@@ -32,11 +32,12 @@ import numpy as np
 
 from edgewise.beliefs.clock import time_of
 from edgewise.errors import SignalError, StateMismatchError
-from edgewise.kinds import verdict_known, zero_variance
+from edgewise.kinds import zero_variance
 from edgewise.method import StepView
 from edgewise.methods import checks
 from edgewise.methods.dynamic import DynamicSampling, shared_array
 from edgewise.methods.entry import Entry
+from edgewise.prediction import passed
 from edgewise.types import ROLLOUT_ENTROPY, Array, Bools, Floats, Groups, Ints, MethodState, Requests, Setting
 
 _ROUNDING = 1e-9
@@ -173,9 +174,8 @@ class Depo(DynamicSampling):
 
     def values_of(self, groups: Groups) -> Floats:
         """(n,) E of each group at the current level; 0 for zero variance, NaN for fewer than two rewards or no entropy."""
-        by_verdict = verdict_known(groups.valid, groups.correct)[:, None]
-        passed = np.where(by_verdict, groups.correct > 0.5, groups.rewards >= self.correct_at)
-        value = explorability(groups.rewards, groups.valid, groups.entropies, passed, limit=self.entropy_limit * self._level)
+        right = passed(groups, self.correct_at)
+        value = explorability(groups.rewards, groups.valid, groups.entropies, right, limit=self.entropy_limit * self._level)
         value = np.where(zero_variance(groups.rewards, groups.valid, self.tolerance), 0.0, value)
         return np.where(groups.valid.sum(axis=1) < 2, np.nan, value)
 

@@ -49,7 +49,6 @@ class Conformance:
     @abstractmethod
     def make(self) -> Method:
         """A new method, not started; every call gives an equal one."""
-        raise NotImplementedError
 
     # -- what it asks for ----------------------------------------------------------------------------------------------
 
