@@ -63,7 +63,7 @@ _STORAGE: dict[int, tuple[str, str]] = {
     ),
     14: (
         "an object store whose rename copies, and may copy half",
-        "A state carries its own hash: a half copy is passed over like any damaged file. (The guide asks for marker files.)",
+        "A state carries its own hash: a half copy is passed over like any damaged file (the guide: marker files).",
     ),
 }
 
@@ -171,7 +171,7 @@ _HOSTILE: dict[int, tuple[str, str]] = {
     63: ("a logger that is down, or refuses a key", "Watching and logging never stop a run."),
     64: (
         "1M prompts, 1M steps",
-        "Memory stays flat, the journal is compacted; at 100,000 prompts choosing takes < 5 ms, a commit < 10 ms; < 200 MB at 1M.",
+        "Memory stays flat, the journal is compacted; at 100,000 prompts a choice takes < 5 ms, a commit < 10; < 200 MB at 1M.",
     ),
 }
 
