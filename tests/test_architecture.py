@@ -26,6 +26,7 @@ LEVELS = {
     "errors": 0,
     "_version": 0,
     "types": 1,
+    "foreign": 1,  # files and JSON that somebody else wrote
     "method": 2,
     "kinds": 2,
     "rows": 2,
