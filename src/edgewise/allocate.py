@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import math
 import shlex
@@ -19,13 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from edgewise import allocation, data
+from edgewise import allocation, data, foreign
 from edgewise.allocation import Allocation, believed_gains, pass_gains
 from edgewise.beliefs.features import PromptFeatures
 from edgewise.beliefs.ridge import Ridge
 from edgewise.beliefs.shared import Batch
 from edgewise.calibration import Calibration
 from edgewise.errors import ConfigError, PoolError, nearest
+from edgewise.foreign import shown
 from edgewise.lab.table import format_table
 from edgewise.pool import ID_COLUMNS
 from edgewise.rows import Table, open_table
@@ -36,6 +38,7 @@ RATE_COLUMNS = ("predicted_pass_rate", "pass_rate", "predicted")
 
 _WORTH = 4.0  # samples that the regression's word is worth beside a prompt's own counts, as in the method gps
 _CELLS = 200_000_000
+_LONGEST = 1 << 24
 
 
 @dataclass(kw_only=True)
@@ -82,17 +85,20 @@ def read(path: str) -> Table:
     if Path(path).suffix != ".csv":
         return open_table(data.read(path))
     try:
-        with Path(path).open(encoding="utf-8-sig", newline="") as file:
-            rows = [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file)]
+        with foreign.opened(path) as file:
+            text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
+            lines = iter(lambda: text.readline(_LONGEST), "")  # the longest that a field may be, and then csv refuses
+            rows = [{str(name): _value(value) for name, value in row.items()} for row in csv.DictReader(lines)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV ({error}).") from error
+        why = error.strerror if isinstance(error, OSError) else None
+        raise ConfigError(f"{path}: cannot be read as CSV ({why or error}).") from error
     return open_table(rows)
 
 
 def _value(text: Any) -> Any:
     try:
         return json.loads(text) if text else None
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RecursionError):
         return text
 
 
@@ -102,15 +108,15 @@ def numbers(table: Table, column: str, path: str, *, low: float, high: float = m
     wrong: list[tuple[int, Any]] = []
     for row, (value,) in enumerate(table.values(column)):
         value = absent if value is None else value
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= min(high, 1e300):
             values[row] = value
         else:
             wrong.append((row, value))
     if wrong:
         upper = f" and at most {high:g}" if high < math.inf else ""
         raise PoolError(
-            f"{path}: column {column!r} must hold numbers of at least {low:g}{upper}; row {wrong[0][0]} holds {wrong[0][1]!r} "
-            f"({len(wrong):,} of {len(table):,} rows). Repair them, or name another column."
+            f"{path}: column {column!r} must hold numbers of at least {low:g}{upper}; row {wrong[0][0]} holds "
+            f"{shown(wrong[0][1])} ({len(wrong):,} of {len(table):,} rows). Repair them, or name another column."
         )
     return values
 
@@ -159,7 +165,7 @@ def _vectors(table: Table, column: str, path: str) -> Floats:
     rows = [value for (value,) in table.values(column)]
     try:
         vectors = np.array(rows, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         vectors = np.empty(0)
     if vectors.ndim != 2 or not np.isfinite(vectors).all():
         raise PoolError(f"{path}: column {column!r} must hold lists of finite numbers, all of one length, one a row.")

@@ -13,6 +13,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from edgewise import foreign
 from edgewise.errors import ConfigError, nearest
 from edgewise.lab.table import format_table
 from edgewise.methods import METHODS
@@ -191,16 +192,26 @@ def _parameter_table(parameters: dict[str, dict[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+_MOST = 1 << 24
+
+
 def update(file: Path) -> bool:
     """Put the present `markdown` between the two lines of `file`. Returns whether it changed. Raises ConfigError."""
-    text = file.read_text(encoding="utf-8")
+    try:
+        text = foreign.contents(file, _MOST).decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--update {file}: cannot be read ({why}). Give a Markdown file.") from error
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     if not begin or not end:
         raise ConfigError(f"{file} must hold the lines {BEGIN!r} and {END!r}, between which the methods go.")
     new = f"{head}{BEGIN}\n\n{markdown()}\n\n{END}{tail}"
     if new != text:
-        file.write_text(new, encoding="utf-8")
+        try:
+            foreign.replace(file.resolve(), new)
+        except OSError as error:
+            raise ConfigError(f"--update {file}: cannot be written ({error.strerror}).") from error
     return new != text
 
 

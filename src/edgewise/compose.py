@@ -35,6 +35,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from edgewise import foreign
 from edgewise.allocators import ALLOCATORS
 from edgewise.beliefs.anchored import AnchoredBeta
 from edgewise.beliefs.arcsine_kalman import ArcsineKalman
@@ -47,6 +48,7 @@ from edgewise.beliefs.markov import Markov3
 from edgewise.beliefs.regressed import LogisticBelief, RidgeBelief
 from edgewise.choosers.rank import CHOOSERS
 from edgewise.errors import ConfigError, nearest
+from edgewise.foreign import shown
 from edgewise.method import Method
 from edgewise.methods import make
 from edgewise.methods.user import Composed
@@ -69,6 +71,8 @@ SECTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
 """The sections of a composition, and the kinds each may be of."""
 
 _REQUIRED = ("belief", "score")
+_MOST = 1 << 16
+"""Bytes of a file: a composition has some hundred, and parsers take time and memory in proportion to more than its length."""
 
 
 def compose(source: str | os.PathLike[str] | Mapping[str, Any]) -> Composed:
@@ -81,13 +85,18 @@ def compose(source: str | os.PathLike[str] | Mapping[str, Any]) -> Composed:
     >>> method.parameters()["belief.decay"], method.parameters()["chooser"]
     (0.5, 'top_k')
     """
-    where, content = ("compose", source) if isinstance(source, Mapping) else (str(source), _read(Path(source)))
+    if isinstance(source, Mapping):
+        where, content = "compose", source
+    elif isinstance(source, (str, os.PathLike)) and isinstance(os.fspath(source), str):
+        where, content = _read(Path(source))
+    else:
+        raise ConfigError(f"compose(source) must be the path of a .toml or .yaml file, or a mapping, got {shown(source)}.")
     given = _sections(content, where)
     known = {**_settings(Composed), **dict.fromkeys(SECTIONS)}
     for key in given:
         if key not in known:
             raise ConfigError(
-                f"{where}: there is no key {key!r}.{nearest(key, known)} It may have: {', '.join(sorted(known))}."
+                f"{where}: there is no key {shown(key)}.{nearest(key, known)} It may have: {', '.join(sorted(known))}."
             )
     for section in _REQUIRED:
         if given.get(section) is None:
@@ -116,31 +125,68 @@ def method_of(method: str | Method, parameters: Mapping[str, Any] | None = None)
 _ENDINGS = (".toml", ".yaml", ".yml")
 
 
-def _read(path: Path) -> Mapping[str, Any]:
-    """What the file holds. Raises ConfigError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}. Give the path of a .toml or .yaml file.") from error
+def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
+    """What to call the file, and what it holds. Raises ConfigError."""
+    where = str(path) if str(path).isprintable() and len(str(path)) <= 400 else shown(str(path))
     kind = path.suffix.lower()
-    if kind not in (".toml", ".yaml", ".yml"):
-        raise ConfigError(f"{path}: the name must end in .toml, .yaml or .yml, got {path.suffix!r}. Rename the file.")
+    if kind not in _ENDINGS:
+        raise ConfigError(f"{where}: the name must end in .toml, .yaml or .yml, got {shown(path.suffix)}. Rename the file.")
     try:
-        content = tomllib.loads(text) if kind == ".toml" else _yaml(path).safe_load(text)
+        text = foreign.contents(path, _MOST).decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{where}: cannot be read: {why}. Give the path of a .toml or .yaml file.") from error
+    try:
+        content = tomllib.loads(text) if kind == ".toml" else _yaml(where, text)
     except ConfigError:
         raise
     except Exception as error:  # yaml has errors of its own
-        raise ConfigError(f"{path}: is no valid {'TOML' if kind == '.toml' else 'YAML'}: {error}") from error
+        why = " ".join(str(error).split()) or type(error).__name__
+        short = why if len(why) <= 300 else f"{why[:297]}..."
+        raise ConfigError(f"{where}: is no valid {'TOML' if kind == '.toml' else 'YAML'}: {short}") from error
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: must hold keys and sections, got {content!r}. Begin with [belief].")
-    return content
+        raise ConfigError(f"{where}: must hold keys and sections, got {shown(content)}. Begin with [belief].")
+    return where, content
 
 
-def _yaml(path: Path) -> Any:
+def _yaml(where: str, text: str) -> Any:
+    """The plain values that the text says. Aliases, which make a little text mean a lot, and keys given twice are refused."""
     try:
-        return importlib.import_module("yaml")
+        yaml = importlib.import_module("yaml")
     except ModuleNotFoundError as error:
-        raise ConfigError(f"{path}: YAML needs pyyaml, which is not installed. pip install pyyaml, or write TOML.") from error
+        raise ConfigError(f"{where}: YAML needs pyyaml, which is not installed. pip install pyyaml, or write TOML.") from error
+    loader = yaml.SafeLoader(text)
+    try:
+        depth = 0
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ConfigError(f"{where}: has the alias *{shown(event.anchor)}. Write its value in its place.")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > _DEEPEST:
+                raise ConfigError(f"{where}: is nested more than {_DEEPEST} deep. Write keys and sections, nothing below.")
+        node = loader.get_single_node()
+        _refuse_twins(node, yaml, where)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _refuse_twins(node: Any, yaml: Any, where: str) -> None:
+    """Raise ConfigError for a key that a mapping has twice, of which YAML would take the last."""
+    if isinstance(node, yaml.SequenceNode):
+        for inner in node.value:
+            _refuse_twins(inner, yaml, where)
+    elif isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"{where}: the key {shown(twice[0])} stands twice. Keep one.")
+        for key, value in node.value:
+            _refuse_twins(key, yaml, where)
+            _refuse_twins(value, yaml, where)
+
+
+_DEEPEST = 20
 
 
 def _sections(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -148,10 +194,10 @@ def _sections(content: Mapping[str, Any], where: str) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for key, value in content.items():
         if not isinstance(key, str):
-            raise ConfigError(f"{where}: keys must be text, got {key!r}. Put it in quotation marks.")
+            raise ConfigError(f"{where}: keys must be text, got {shown(key)}. Put it in quotation marks.")
         section, dot, name = key.partition(".")
         if dot and section not in SECTIONS:
-            raise ConfigError(f"{where}: there is no section {section!r}.{nearest(section, SECTIONS)} See {key!r}.")
+            raise ConfigError(f"{where}: there is no section {shown(section)}.{nearest(section, SECTIONS)} See {shown(key)}.")
         if section not in SECTIONS or value is None and not dot:
             given.setdefault(section, value)
         else:
@@ -165,18 +211,20 @@ def _section(section: str, value: Any, where: str) -> dict[str, Any]:
         return {"kind": value}
     if isinstance(value, Mapping):
         return dict(value)
-    raise ConfigError(f"{where}: [{section}] must be a section with a kind, or the kind as text, got {value!r}.")
+    raise ConfigError(f"{where}: [{section}] must be a section with a kind, or the kind as text, got {shown(value)}.")
 
 
 def _part(section: str, given: Mapping[str, Any], where: str) -> Any:
     """The part that a section describes."""
     kinds = SECTIONS[section]
     if "kind" not in given:
-        raise ConfigError(f"{where}: [{section}] must say its kind, got {sorted(given)}. Kinds: {', '.join(kinds)}.")
+        raise ConfigError(
+            f"{where}: [{section}] must say its kind, got {shown(sorted(map(str, given)))}. Kinds: {', '.join(kinds)}."
+        )
     kind = given["kind"]
     if not isinstance(kind, str) or kind not in kinds:
         hint = nearest(kind, kinds) if isinstance(kind, str) else ""
-        raise ConfigError(f"{where}: [{section}] kind must be one of {', '.join(map(repr, kinds))}, got {kind!r}.{hint}")
+        raise ConfigError(f"{where}: [{section}] kind must be one of {', '.join(map(repr, kinds))}, got {shown(kind)}.{hint}")
     builder = kinds[kind]
     values = {key: value for key, value in given.items() if key != "kind"}
     known = _settings(builder)
@@ -206,12 +254,15 @@ def _check(values: Mapping[str, Any], known: Mapping[str, Setting], section: str
     for key, value in values.items():
         if key not in known:
             names = ", ".join(sorted(known)) or "nothing but a kind"
-            raise ConfigError(f"{where}: {section}{key} is no hyper-parameter.{nearest(str(key), known)} It takes: {names}.")
+            named = key if isinstance(key, str) and len(key) <= 80 and key.isprintable() else shown(key)
+            raise ConfigError(f"{where}: {section}{named} is no hyper-parameter.{nearest(str(key), known)} It takes: {names}.")
         hint, required, default = known[key]
         if not _fits(value, hint):
             close = nearest(value, _choices(hint)) if isinstance(value, str) else ""
             remedy = "" if required else f" Leave it out for {default!r}."
-            raise ConfigError(f"{where}: {section}{key} must be {' or '.join(_words(hint))}, got {value!r}.{close}{remedy}")
+            raise ConfigError(
+                f"{where}: {section}{key} must be {' or '.join(_words(hint))}, got {shown(value)}.{close}{remedy}"
+            )
 
 
 def _built(builder: Callable[..., Any], values: Mapping[str, Any], where: str) -> Any:
@@ -246,6 +297,10 @@ def _words(hint: Any) -> list[str]:
     return words
 
 
+_LARGEST = 2**63 - 1
+"""Whole numbers end up in arrays of 64 bits."""
+
+
 def _fits(value: Any, hint: Any) -> bool:
     for option in _options(hint):
         if typing.get_origin(option) is Literal:
@@ -254,6 +309,7 @@ def _fits(value: Any, hint: Any) -> bool:
             good = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
         else:
             good = isinstance(value, option) and (option is bool or not isinstance(value, bool))
+            good = good and not (option is int and abs(value) > _LARGEST)
         if good:
             return True
     return False

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from edgewise import data, diverse
+from edgewise import data, diverse, foreign
 from edgewise.errors import ConfigError
+from edgewise.foreign import shown
 from edgewise.lab.table import format_table
 from edgewise.pool import PromptPool
 from edgewise.rows import Table, open_table
@@ -135,20 +136,26 @@ def read_accuracies(table: Table, column: str) -> Floats:
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0):
             if isinstance(value, float) and np.isnan(value):
                 continue
-            raise ConfigError(f"Column {column!r} must hold accuracies in [0, 1], got {value!r} in row {row}.")
+            raise ConfigError(f"Column {column!r} must hold accuracies in [0, 1], got {shown(value)} in row {row}.")
     return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def read_embeddings(path: str, count: int) -> Any:
     """(n, d) from a .npy file, one row a prompt in the order of the data set. Raises ConfigError."""
     try:
-        table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"{path}: not a readable .npy file ({error}). Write it with numpy.save.") from error
-    if not isinstance(table, np.ndarray):
-        table.close()
+        with foreign.opened(path) as file:  # no pipe, no device
+            archive = file.read(4) == b"PK\x03\x04"
+        # mapped: a shape that lies about the file is refused, not allocated
+        table = None if archive else np.load(path, mmap_mode="r", allow_pickle=False)
+    except OSError as error:
+        raise ConfigError(f"{path}: not a readable .npy file ({error.strerror or error}). Write it with numpy.save.") from error
+    except Exception as error:  # whatever numpy makes of foreign bytes
+        raise ConfigError(f"{path}: not a readable .npy file ({str(error)[:300]}). Write it with numpy.save.") from error
+    if table is None:
         raise ConfigError(f"{path} is an archive of arrays; write the embeddings alone, with numpy.save.")
-    if table.ndim != 2 or len(table) != count:
+    if table.dtype.kind not in "biuf":
+        raise ConfigError(f"{path} must hold numbers, got {table.dtype}.")
+    if table.ndim != 2 or len(table) != count or not table.shape[1]:
         raise ConfigError(f"{path} must hold one embedding a prompt, shape ({count}, width), got {table.shape}.")
     return table
 

@@ -35,7 +35,7 @@ from trl import GRPOConfig, GRPOTrainer
 from edgewise.hosts.trl import attach
 from edgewise.lab.exact import pass_probability
 from edgewise.lab.policy import load_policy
-from edgewise.lab.record import PARTS, STOPPED, ArmSpec, append_line, last_checkpoint, read_lines, rewind
+from edgewise.lab.record import PARTS, STOPPED, ArmSpec, append_line, last_checkpoint, read_lines, read_spec, rewind
 from edgewise.lab.task import ArithmeticTask, Task
 from edgewise.metrics import rank_correlation
 from edgewise.prediction import Visits
@@ -327,7 +327,7 @@ class _Watch(TrainerCallback):
 def main(words: Sequence[str]) -> int:
     """`SPEC.json [--leash]`: run the arm that the file describes, in the folder where it stands."""
     path = Path(words[0])
-    return run_arm(ArmSpec(**json.loads(path.read_text())), path.parent, leash=0 if "--leash" in words else None)
+    return run_arm(read_spec(path), path.parent, leash=0 if "--leash" in words else None)
 
 
 if __name__ == "__main__":

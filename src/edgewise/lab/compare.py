@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from edgewise.lab.record import PARTS, read_lines
+from edgewise.errors import StateError
+from edgewise.lab.record import PARTS, read_lines, read_spec, require_numbers
 from edgewise.lab.statistics import Interval, paired_ratio
 from edgewise.lab.table import format_table
 
@@ -34,13 +34,13 @@ class Arm:
     @classmethod
     def read(cls, folder: Path) -> Arm:
         """The arm that `edgewise.lab.arm` left in `folder`."""
-        spec = json.loads((folder / "spec.json").read_text())
-        evals = read_lines(folder / "evals.jsonl")
+        spec = read_spec(folder / "spec.json")
+        evals, steps = read_lines(folder / "evals.jsonl"), read_lines(folder / "steps.jsonl")
         return cls(
-            label=spec["label"] or spec["method"],
-            seed=spec["seed"],
+            label=spec.name,
+            seed=spec.seed,
             exact=bool(evals) and "train_pass_rate" in evals[0],
-            steps=read_lines(folder / "steps.jsonl"),
+            steps=steps,
             evals=evals,
             starved=_starved(folder),
         )
@@ -97,6 +97,7 @@ class Comparison:
         arms: dict[str, list[Arm]] = {}
         for folder in folders:
             arm = Arm.read(folder)
+            _require_whole(arm, folder)
             arms.setdefault(arm.label, []).append(arm)
         return cls(arms, reference)
 
@@ -291,12 +292,26 @@ class Comparison:
         return format_table(header, rows, "<" + ">" * (len(header) - 1))
 
 
+def _require_whole(arm: Arm, folder: Path) -> None:
+    """Raise StateError unless the arm's lines hold every number that a comparison adds up."""
+    if not arm.evals or not arm.steps:
+        raise StateError(f"{folder}: a finished arm has steps and evaluations, and here are none. Delete that folder.")
+    require_numbers(arm.evals, ("responses", "held_out", "tokens", "wall_s", "cpu_s"), folder / "evals.jsonl")
+    require_numbers(arm.steps, ("responses",), folder / "steps.jsonl")
+    require_numbers(arm.steps, (*PARTS, "wall_s", "cpu_s"), folder / "steps.jsonl", "spent")
+    require_numbers(arm.steps, ("rolled_out",), folder / "steps.jsonl", "metrics")
+
+
 def _starved(folder: Path) -> float | None:
     pools, lines = read_lines(folder / "rates.jsonl"), read_lines(folder / "groups.jsonl")
     if not pools or not lines:
         return None
-    seen = {group[0] for line in lines for group in line["groups"]}
-    return 1.0 - len(seen) / len(pools[0]["pass_rates"])
+    try:
+        seen = {group[0] for line in lines for group in line["groups"]}
+        return 1.0 - len(seen) / len(pools[0]["pass_rates"])
+    except (KeyError, IndexError, TypeError, ZeroDivisionError) as error:
+        what = f"rates.jsonl and groups.jsonl are not what an arm writes ({error!r})"
+        raise StateError(f"{folder}: {what}. Delete them.") from error
 
 
 def _mean(values: Any) -> float:

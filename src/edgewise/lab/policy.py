@@ -62,10 +62,18 @@ def load_policy(folder: str | Path | None = None) -> tuple[Any, Any]:
     if folder is not None:
         if not (Path(folder) / "config.json").is_file():
             raise ConfigError(f"load_policy({str(folder)!r}): no config.json there. Give a folder written by save_pretrained.")
-        return (
-            AutoModelForCausalLM.from_pretrained(folder, local_files_only=True),
-            AutoTokenizer.from_pretrained(folder, local_files_only=True),
-        )
+        try:  # weights in safetensors only: the older format is a pickle, which runs what it holds
+            return (
+                AutoModelForCausalLM.from_pretrained(
+                    folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+                ),
+                AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False),
+            )
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ConfigError(
+                f"load_policy({str(folder)!r}): no model can be loaded from there ({error}). Give a folder written by "
+                "save_pretrained, with weights in safetensors and no code of its own."
+            ) from error
     weights, header = WEIGHTS.read_bytes(), json.loads(HEADER.read_text())
     found = hashlib.sha256(weights).hexdigest()
     if found != header["sha256"]:

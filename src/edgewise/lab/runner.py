@@ -8,8 +8,10 @@ given again at once, waits for them.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -19,14 +21,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from edgewise import foreign
 from edgewise.errors import ConfigError
-from edgewise.lab.record import STOPPED, ArmSpec, Tail, last_checkpoint, rewind
+from edgewise.lab.record import STOPPED, ArmSpec, Tail, last_checkpoint, require_numbers, rewind
 
 Say = Callable[[str], None]
 
 LONGEST_NAME = 32
 _POLL_S = 0.25
 _PATIENCE_S = 120.0
+_TAIL = 1 << 16
+"""Bytes at the end of a log from which its last lines are taken."""
 
 
 @dataclass(slots=True)
@@ -55,6 +60,7 @@ def launch(folder: Path, lock: int | None) -> subprocess.Popen[bytes]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     command = [sys.executable, "-m", "edgewise.lab.arm", str(folder / "spec.json"), "--leash"]
+    foreign.replace(folder / "log.txt", "")  # a new file: what a link points to is left alone
     with (folder / "log.txt").open("wb") as log:
         return subprocess.Popen(
             command,
@@ -89,6 +95,7 @@ class _Runner:
                 lines = rewind(folder, last_checkpoint(folder)[1] // spec.updates)
                 if lines:
                     begun.append(f"{self.names[i]} after step {lines[-1]['step']}")
+            require_numbers(lines, ("responses", "held_out"), folder / "steps.jsonl")
             self.reached.append(min(lines[-1]["responses"], spec.responses) if lines else 0)
         self.tails = [Tail(folder / "steps.jsonl") for folder in folders]
         for tail in self.tails:
@@ -156,12 +163,22 @@ class _Runner:
 
     def _failure(self, i: int, code: int) -> str:
         log = self.folders[i] / "log.txt"
-        lines = log.read_text(errors="replace").rstrip().splitlines()
+        lines = _end_of(log).rstrip().splitlines()
         how = f"failed (exit code {code})"
         if code < 0:
             how = f"was killed by {signal.Signals(-code).name}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
         tail = "\n".join(f"  | {line}" for line in lines[-8:])
         return f"the arm {self.names[i]} {how}." + (f" Its log, {log}, ends:\n{tail}" if lines else "")
+
+
+def _end_of(log: Path) -> str:
+    """The last of a file that programs wrote to; nothing where it cannot be read."""
+    try:
+        with foreign.opened(log, links=False) as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _TAIL))
+            return "".join(c if c.isprintable() or c in "\n\t" else "?" for c in file.read(_TAIL).decode(errors="replace"))
+    except OSError:
+        return ""
 
 
 def arm_names(specs: Sequence[ArmSpec]) -> list[str]:
@@ -231,7 +248,13 @@ def _lock(out: Path, warn: Say) -> Iterator[int | None]:
     except ImportError:  # not on this system
         yield None
         return
-    file = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        file = os.open(out / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        if not stat.S_ISREG(os.fstat(file).st_mode):
+            os.close(file)
+            raise OSError(errno.EINVAL, "it is not a file")
+    except OSError as error:
+        raise ConfigError(f"{out / '.lock'} cannot be used: {error.strerror}. Remove it, or give another --out.") from error
     begun, told = time.monotonic(), False
     try:
         while True:
@@ -239,7 +262,8 @@ def _lock(out: Path, warn: Say) -> Iterator[int | None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                owner = int(os.pread(file, 20, 0) or b"0")
+                written = os.pread(file, 20, 0)
+                owner = int(written) if written.isdigit() else 0
                 if _alive(owner) or time.monotonic() - begun > _PATIENCE_S:
                     raise ConfigError(
                         f"another edgewise train{f' (process {owner})' if _alive(owner) else ''} is at work in {out}. "
@@ -263,7 +287,7 @@ def _alive(pid: int) -> bool:
         return False
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:  # somebody else's
         return True

@@ -147,8 +147,12 @@ class Scorer:
         if not line:
             self.close()
             return None
-        score = json.loads(line)
-        return None if score is None else float(score)
+        try:
+            score = json.loads(line)
+            return None if score is None else float(score)
+        except (ValueError, TypeError, RecursionError):  # the scorer wrote into the answers, past Python
+            self.close()
+            return None
 
     def close(self) -> None:
         """End the process, whatever it is doing."""
@@ -182,10 +186,14 @@ class Scorer:
         self.close()
 
 
+_LONGEST = 1 << 16
+"""Characters of an answer; a scorer that prints without end is not kept in memory."""
+
+
 def _pass_on(stream: IO[str], lines: queue.SimpleQueue[str]) -> None:
     """Hand every line of the worker to the queue, and an empty one when it has died."""
     with contextlib.suppress(ValueError, OSError):  # closed by `close`
-        for line in stream:
+        while line := stream.readline(_LONGEST):
             lines.put(line)
     lines.put("")
 
