@@ -6,11 +6,9 @@ there made them and holds the script of every run.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from safetensors import safe_open
 
 from edgewise import Selector, state
 from edgewise.errors import StateError, StateVersionError
-from edgewise.migrations import MIGRATIONS, migrated
+from edgewise.migrations import MIGRATIONS
 from tests import ledger
 from tests.fixtures.make_states import CASES, FOLDER, IDS, NEXT, WRITERS, Case, standing
 
@@ -287,130 +285,6 @@ def test_a_newer_state_among_todays_is_not_passed_over(tmp_path: Path, monkeypat
         case.selector(directory=folder)
     assert {file.name: file.read_bytes() for file in folder.glob("selector-*")} == before
     ledger.note(11, tried=1, held=1)
-
-
-# ----------------------------------------------------------------------------------------------------- the way itself
-
-
-def test_a_migration_changes_nothing_that_it_is_given() -> None:
-    for folder in WRITTEN:
-        for name, _, file, _ in cases_of(folder):
-            header, arrays = raw(file)
-            if (folder.name, name) in UNKNOWABLE:
-                continue
-            before = copy.deepcopy((header, {key: array.tobytes() for key, array in arrays.items()}))
-            once = migrated(header, arrays, "a state")
-            assert (header, {key: array.tobytes() for key, array in arrays.items()}) == before
-            assert once[0]["format"] == state.FORMAT
-            twice = migrated(*once, "a state")
-            assert twice[0] == once[0]
-            assert {key: array.tobytes() for key, array in twice[1].items()} == {
-                key: array.tobytes() for key, array in once[1].items()
-            }
-
-
-def test_tickets_become_rows_of_a_table_number_by_number() -> None:
-    header, arrays = raw(FOLDER / "format-1" / "2c925c5" / "patient-stream.safetensors")
-    new_header, new = migrated(header, arrays, "a state")
-    bits = [int(np.float64(t["predicted_pass_rate"]).view(np.int64)) for t in header["in_flight"]]
-    assert new["table/in_flight"].tolist() == [
-        [t["seq"], t["row"], t["step"], t["round"], t["policy_version"], t["rollouts"], bit, -1 if t["continues"] is None else
-         t["continues"]]
-        for t, bit in zip(header["in_flight"], bits, strict=True)
-    ]  # fmt: skip
-    assert {name: array.dtype.str for name, array in new.items() if name.startswith("table/")} == {
-        "table/in_flight": "<i8", "table/retired": "<i8", "table/waiting": "<i8", "table/waiting_parts": "<i8",
-    }  # fmt: skip
-    assert new["table/waiting"][:, 8:].tolist() == [
-        [w["wanted"], w["not_before"], -1 if w["asked"] is None else w["asked"], len(w["parts"])] for w in header["waiting"]
-    ]
-    assert new["table/waiting_parts"].tolist() == [
-        [w["ticket"]["seq"], *part] for w in header["waiting"] for part in w["parts"]
-    ]
-    assert len(new["table/waiting_parts"]) > len(header["waiting"]), "one group was continued twice"
-    assert new_header == {
-        **{k: v for k, v in header.items() if k not in ("in_flight", "waiting", "writer")}, "format": new_header["format"]
-    }  # fmt: skip
-
-
-def test_no_prediction_stays_no_prediction_and_a_missing_version_is_that_of_the_newest_ticket() -> None:
-    header, arrays = raw(FOLDER / "format-1" / "ae53ee6" / "hive-stream.safetensors")
-    assert "policy_version" not in header
-    assert all(ticket["predicted_pass_rate"] is None for ticket in header["in_flight"])
-    new_header, new = migrated(header, arrays, "a state")
-    assert new["table/in_flight"][:, 6].view(np.float64).tolist() == [-1.0] * len(header["in_flight"])
-    assert new_header["policy_version"] == max(ticket["policy_version"] for ticket in header["in_flight"]) == 51
-    empty, arrays = raw(FOLDER / "format-1" / "ae53ee6" / "empty.safetensors")
-    assert migrated(empty, arrays, "a state")[0]["policy_version"] == 0
-
-
-HOSTILE = (None, True, 1.5, -1, -(2**63) - 1, 2**63, 10**400, "1", "\ud800", [], [[]], {}, {"seq": 1}, [None], [0, 0, 0])
-
-
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Where something stands in JSON: everywhere but at the top."""
-    if path:
-        yield path
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, item in inside:
-        yield from places(item, (*path, key))
-
-
-def put(value: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """A copy of `value` with something else at `path`."""
-    changed = copy.deepcopy(value)
-    at = changed
-    for key in path[:-1]:
-        at = at[key]
-    at[path[-1]] = new
-    return changed
-
-
-def test_whatever_stands_in_an_old_header_is_read_or_refused_as_a_state() -> None:
-    header, arrays = raw(FOLDER / "format-1" / "2c925c5" / "patient-stream.safetensors")
-    parts = [path for path in places(header) if path[0] in ("in_flight", "waiting", "policy_version")]
-    refused = 0
-    deep: Any = []
-    for _ in range(2000):
-        deep = [deep]
-    for path in parts:
-        for value in (*HOSTILE, deep):
-            bad = {k: v for k, v in header.items() if k != path[0]} | {path[0]: header[path[0]]}
-            bad = put(bad, path, value) if value is not deep else {**bad, path[0]: deep}
-            try:
-                new = migrated(bad, arrays, "a state")[1]
-            except StateError:
-                refused += 1
-                continue
-            assert all(new[name].dtype == np.int64 for name in new if name.startswith("table/"))
-            given = header[path[0]]
-            for key in path[1:]:
-                given = given[key]
-            if path[0] == "in_flight" and path[-1] not in ("prompt_id", "in_flight") and value != given:
-                assert new["table/in_flight"].tolist() != migrated(header, arrays, "")[1]["table/in_flight"].tolist(), (
-                    path,
-                    value,
-                )
-    assert refused > 0.7 * len(parts) * len(HOSTILE)
-
-
-@pytest.mark.parametrize(
-    ("name", "array"),
-    [
-        ("selector/retired", np.zeros((2, 2), dtype=np.int64)),
-        ("selector/retired", np.zeros((2, 3), dtype=np.int64)),
-        ("selector/retired", np.zeros((1, 2))),
-        ("selector/retired", np.array(3)),
-        ("selector/waiting_asked", np.array(3)),
-        ("selector/waiting_asked", np.array([np.nan, np.nan])),
-        ("selector/waiting_asked", np.array([3, 1])),
-        ("selector/waiting_asked", np.array([], dtype=np.int64)),
-    ],
-)
-def test_whatever_stands_in_old_arrays_is_refused_as_a_state(name: str, array: Any) -> None:
-    header, arrays = raw(FOLDER / "format-1" / "2c925c5" / "patient-stream.safetensors")
-    with pytest.raises(StateError, match="cannot be brought to format 2"):
-        migrated(header, {**arrays, name: array}, "a state")
 
 
 # ------------------------------------------------------------------------------------------------------------- damage

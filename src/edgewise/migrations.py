@@ -18,6 +18,9 @@ from edgewise.types import Array, Ints, Ticket
 Header: TypeAlias = dict[str, Any]
 Arrays: TypeAlias = dict[str, Array]
 
+_SHOWN = 300
+"""Characters of what was wrong that a message quotes: a hostile file has as many as it likes."""
+
 
 def migrated(header: Mapping[str, Any], arrays: Mapping[str, Array], where: str) -> tuple[Header, Arrays]:
     """A decoded state of any older format as one of today's; a state of today's comes back as it is.
@@ -33,7 +36,7 @@ def migrated(header: Mapping[str, Any], arrays: Mapping[str, Array], where: str)
         except Exception as error:  # whatever a broken or hostile file makes of it
             raise StateError(
                 f"{where} has state format {number} and cannot be brought to format {number + 1}: it lacks something that a "
-                f"selector keeps: {error!r}. Use an older state."
+                f"selector keeps: {repr(error)[:_SHOWN]}. Use an older state."
             ) from error
     return new_header, new_arrays
 
