@@ -44,6 +44,7 @@ LEVELS = {
     "allocators": 4,
     "signals": 4,
     "calibration": 4,
+    "edited": 4,
     "synthetic": 4,  # made-up signals, for the laboratory and the conformance suite
     "methods": 5,
     "allocation": 5,

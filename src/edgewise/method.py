@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, Protocol
 import numpy as np
 
 from edgewise.errors import EdgewiseError
-from edgewise.types import Bools, Floats, Groups, Ints, MethodState, Requests, Setting, Signal, Verdicts
+from edgewise.types import Array, Bools, Floats, Groups, Ints, MethodState, Requests, Setting, Signal, Verdicts
 
 
 class StepView(Protocol):
@@ -92,6 +92,11 @@ class Method(ABC):
     max_staleness: int | None = None
     """Policy versions for which a group may wait to be continued; older ones are dropped as "stale". None: no limit."""
 
+    arrival_order_matters: str = ""
+    """Why the order in which a streaming host reports, and in how many calls, may change what the method does: for a `judge`
+    that weighs the groups of one call against each other and continues, holds or retires some of them. Empty: it does not
+    matter, which the conformance suite checks. `observe` is never concerned: the selector restores the order of tickets."""
+
     @abstractmethod
     def start(self, setting: Setting) -> None:
         """Allocate state for a pool. Raises ConfigError if the setting cannot work with the hyper-parameters."""
@@ -120,3 +125,55 @@ class Method(ABC):
     @abstractmethod
     def restore(self, state: MethodState) -> None:
         """Become exactly the method that gave `state`. `start` was called before with the same setting."""
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        """What `restore` takes for this pool, made of a state of the pool before the data set was edited. A read.
+
+        Called right after `start`, so that `state()` is that of a method that knows nothing yet. Group size, batch size and
+        hyper-parameters may be others than those of `state`, too.
+
+        rows: (N,) the row that each prompt of this pool had there; -1 for one that is new, or whose content is another.
+
+        Default: per-prompt arrays follow their prompts, shared arrays stay (`followed`). Override it where a shared array holds
+        pool rows (`renumbered`), or is of a length that depends on the pool.
+        """
+        return followed(state, self.state(), rows)
+
+
+def followed(state: MethodState, fresh: MethodState, rows: Ints) -> MethodState:
+    """A state of an edited pool: per-prompt arrays follow their prompts, shared arrays stay.
+
+    fresh: of the same method, just started for the edited pool. New prompts get what it holds for them, and so do all where
+    the saved array has another shape or type; shared arrays that only `fresh` has are taken from there. Per-prompt arrays that
+    only `state` has are kept, with zeros for new prompts.  rows: (N,) as in `Method.adapt`.
+
+    >>> old = MethodState(prompts={"visits": np.array([3, 5, 7])}, shared={"level": np.ones(1)})
+    >>> followed(old, MethodState(prompts={"visits": np.zeros(3, dtype=int)}), np.array([2, 0, -1])).prompts["visits"].tolist()
+    [7, 3, 0]
+    """
+    known = rows >= 0
+    prompts: dict[str, Array] = {}
+    for name, old in state.prompts.items():
+        blank = fresh.prompts.get(name)
+        array = np.zeros((len(rows), *old.shape[1:]), dtype=old.dtype) if blank is None else np.array(blank)
+        if old.shape[1:] == array.shape[1:] and old.dtype == array.dtype:
+            array[known] = old[rows[known]]
+        prompts[name] = array
+    unknown = {name: np.array(array) for name, array in fresh.prompts.items() if name not in prompts}
+    return MethodState(prompts | unknown, {**fresh.shared, **state.shared})
+
+
+def renumbered(saved: Ints, rows: Ints) -> Ints:
+    """(n,) the rows that prompts at the `saved` rows (n,) have in an edited pool; -1 for those that are gone or were changed.
+
+    rows: (N,) as in `Method.adapt`.
+
+    >>> renumbered(np.array([0, 2, 1]), np.array([2, 0, -1])).tolist()
+    [1, 0, -1]
+    """
+    here = np.flatnonzero(rows >= 0)
+    size = 1 + max(int(rows.max(initial=-1)), int(saved.max(initial=-1)))
+    now = np.full(size, -1, dtype=np.int64)
+    now[rows[here]] = here
+    found: Ints = np.where(saved >= 0, now[saved], -1)
+    return found

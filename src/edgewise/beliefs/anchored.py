@@ -33,7 +33,7 @@ from edgewise.beliefs import checks
 from edgewise.beliefs.base import Belief
 from edgewise.beliefs.clock import time_of
 from edgewise.errors import ConfigError, SignalError
-from edgewise.method import StepView
+from edgewise.method import StepView, renumbered
 from edgewise.prediction import Prediction, Visits
 from edgewise.types import ANCHOR_RATES, Array, Bools, Floats, Ints, MethodState, Setting
 
@@ -223,6 +223,16 @@ class AnchoredBeta(Belief):
         self._cap, self._rho = map(float, level)
         self._caps, self._rhos = caps.astype(np.float64), rhos.astype(np.float64)
         self._open_rows, self._open_rates = rows.astype(np.int64), rates.astype(np.float64)
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        """Added prompts get the implied evidence of all updates so far, as if they had always been there. With another decay
+        the history is cut to what is still of weight, or lacks what was dropped before."""
+        held, open_rows = super().adapt(state, rows), renumbered(state.shared["open_rows"], rows)
+        own = {"open_rows": open_rows[open_rows >= 0], "open_rates": state.shared["open_rates"][open_rows >= 0]}
+        for name, blank in (("caps", self._caps), ("rhos", self._rhos)):
+            latest = state.shared[name][max(0, len(state.shared[name]) - len(blank)) :]
+            own[name] = np.concatenate([blank[: len(blank) - len(latest)], latest])
+        return MethodState(held.prompts, {**held.shared, **own})
 
     def _arrays(self) -> dict[str, Array]:
         return {"alpha": self.alpha, "beta": self.beta, "since": self.since}

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from edgewise.method import StepView
+from edgewise.method import StepView, followed
 from edgewise.prediction import Prediction, Visits
 from edgewise.types import Floats, Ints, MethodState, Setting, Signal
 
@@ -45,6 +45,10 @@ class Belief(ABC):
     @abstractmethod
     def restore(self, state: MethodState) -> None:
         """Become exactly the belief that gave `state`; copies what it keeps. Raises StateMismatchError."""
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        """What `restore` takes for an edited pool, made of a state of the pool before, as `Method.adapt`. A read."""
+        return followed(state, self.state(), rows)
 
     def sample(self, rows: Ints, prediction: Prediction, rng: np.random.Generator) -> Floats:
         """(n,) one draw of each pass rate, for Thompson sampling. By default from the Beta with the same mean and variance."""

@@ -18,7 +18,7 @@ import numpy as np
 
 from edgewise.beliefs.base import Belief
 from edgewise.errors import ConfigError, SignalError, StateMismatchError
-from edgewise.method import StepView
+from edgewise.method import StepView, renumbered
 from edgewise.prediction import Prediction, Visits
 from edgewise.types import EMBEDDING, Array, Floats, Ints, MethodState, Setting, Signal
 
@@ -177,6 +177,23 @@ class GaussianBelief(Belief):
         for live, saved in pairs:
             for name, array in live.items():
                 array[...] = saved[name]
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        """What groups of prompts that are gone or changed taught others is forgotten: their embedding cannot be asked for."""
+        held, now = super().adapt(state, rows), renumbered(state.shared["rows"], rows)
+        size, start = len(now), int(state.shared["counters"][1])
+        oldest_first = (start + np.arange(size)) % max(size, 1)
+        kept = oldest_first[((now >= 0) & (state.shared["numbers"] > 0))[oldest_first]][-self.memory :]
+        own = self._shared() | {"counters": np.array(state.shared["counters"]), "length": state.shared["length"]}
+        if len(now) == self.memory:  # every group stays where it is, so that a pool that only moved goes on to the last bit
+            places = kept
+        else:
+            places = np.arange(len(kept))
+            own["counters"][1] = len(kept) % self.memory
+        for name, values in (("rows", now), ("weights", state.shared["weights"]), ("numbers", state.shared["numbers"])):
+            own[name] = np.zeros_like(own[name])
+            own[name][places] = values[kept]
+        return MethodState(held.prompts, {**held.shared, **own})
 
     def _of_prompts(self) -> dict[str, Array]:
         return {"latent": self.latent, "visited": self.visited}

@@ -25,7 +25,7 @@ from torch.func import functional_call
 
 from edgewise.beliefs import checks
 from edgewise.beliefs.shared import Batch, Predictor
-from edgewise.errors import ConfigError
+from edgewise.errors import ConfigError, StateMismatchError
 from edgewise.method import StepView
 from edgewise.types import Array, Floats
 
@@ -292,6 +292,13 @@ class Ppm(Predictor):
 
     def restore(self, arrays: dict[str, Array]) -> None:
         self._build(arrays["context_x"].shape[1])
+        wanted = sum(plan.numel() for plan in self._network.parameters())
+        draws = (self.draws, SHAPES[self.size].latent)
+        if arrays["weights"].shape != (wanted,) or arrays["noise"].shape != draws:
+            raise StateMismatchError(
+                f"Ppm.restore: a {self.size!r} model has {wanted} weights and noise {draws}, the state has "
+                f"{arrays['weights'].shape} and {arrays['noise'].shape}. Use a state of a model of this size and these draws."
+            )
         self._flat, self._noise = self._tensor(arrays["weights"]), self._tensor(arrays["noise"])
         self._moments = (self._tensor(arrays["first_moment"]), self._tensor(arrays["second_moment"]))
         self._counts = np.array(arrays["counts"], dtype=np.int64)

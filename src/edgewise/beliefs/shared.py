@@ -25,7 +25,7 @@ from edgewise.beliefs import checks
 from edgewise.beliefs.base import Belief
 from edgewise.beliefs.features import PromptFeatures, ask_for_features
 from edgewise.errors import ConfigError, MethodError, SignalError, StateMismatchError
-from edgewise.method import StepView
+from edgewise.method import StepView, renumbered
 from edgewise.prediction import Prediction, Visits
 from edgewise.types import EMBEDDING, Array, Floats, Ints, MethodState, Setting
 
@@ -98,6 +98,7 @@ class SharedPriorBelief(Belief):
     _served: PromptFeatures | None = field(init=False, repr=False, default=None)
     _features: PromptFeatures | None = field(init=False, repr=False, default=None)
     _scale: Floats = field(init=False, repr=False)
+    _known_by: Floats | None = field(init=False, repr=False, default=None)
     _pending: Floats = field(init=False, repr=False)
     _learned: Ints = field(init=False, repr=False)
     _pool_rates: tuple[Floats, Floats] | None = field(init=False, repr=False, default=None)
@@ -115,6 +116,9 @@ class SharedPriorBelief(Belief):
         size = setting.pool_size if self.combine == "beta" else 0
         self.passed, self.failed = np.zeros(size), np.zeros(size)
         self._scale = np.zeros((2, 0))  # mean and std of the features, once they are known
+        self._known_by = (
+            None  # mean and std of an edited pool's, by which its embeddings are known again; (2, 0) until asked for
+        )
         self._pending = np.zeros((0, 5))  # one line a group: step, ticket, row, successes, trials
         self._learned = np.array([0, -1], dtype=np.int64)  # batches, and the policy version at the last one
         self._served = self._features = self._pool_rates = None
@@ -127,7 +131,8 @@ class SharedPriorBelief(Belief):
     def features(self, step: StepView) -> PromptFeatures:
         """The features of the pool; asked of the host at the first call.
 
-        The scale of a restored state is kept; embeddings that do not fit it are reported, and used.
+        The scale of a restored state is kept; embeddings that do not fit it are reported, and used. After an edit of the data
+        set they need not fit it: those of the first run afterwards are taken as they come.
         """
         if self._features is not None:
             return self._features
@@ -143,7 +148,10 @@ class SharedPriorBelief(Belief):
                 f"signal({EMBEDDING!r}) has {dimension} dimensions, and the saved state was made with {self._scale.shape[1]}. "
                 "Serve the embedding of the first run, or begin a new run."
             )
-        if not np.allclose([served.mean, served.std], self._scale, rtol=_SAME_SCALE, atol=_SAME_SCALE):
+        if self._known_by is not None and self._known_by.shape[1] == 0:
+            self._known_by = np.stack([served.mean, served.std])
+        known_by = self._scale if self._known_by is None else self._known_by
+        if not np.allclose([served.mean, served.std], known_by, rtol=_SAME_SCALE, atol=_SAME_SCALE):
             step.problem(
                 SignalError(
                     f"signal({EMBEDDING!r}): these are not the embeddings of the saved state (their mean or spread differs). "
@@ -237,6 +245,8 @@ class SharedPriorBelief(Belief):
 
     def state(self) -> MethodState:
         shared = {"scale": self._scale, "pending": self._pending, "learned": self._learned}
+        if self._known_by is not None:
+            shared["known_by"] = self._known_by
         if self._scale.shape[1]:
             shared |= {f"model_{name}": array for name, array in self._model.state().items()}
         own = {"passed": self.passed, "failed": self.failed} if self.combine == "beta" else {}
@@ -256,11 +266,23 @@ class SharedPriorBelief(Belief):
         if scale.shape[1]:
             self._model.restore(model)
         self._scale = scale
+        known_by = state.shared.get("known_by")
+        self._known_by = None if known_by is None else np.array(known_by, dtype=np.float64)
         self._pending = np.array(state.shared["pending"], dtype=np.float64)
         self._learned = np.array(state.shared["learned"], dtype=np.int64)
         for name in own:
             setattr(self, name, np.array(state.prompts[name], dtype=np.float64))
         self._features = self._pool_rates = None  # the served vectors are no state and stay
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        """The model stays, and so does its scale. What it has still to learn from prompts that are gone or changed is lost."""
+        held, pending = super().adapt(state, rows), np.array(state.shared["pending"], dtype=np.float64)
+        now = renumbered(pending[:, 2].astype(np.int64), rows)
+        pending[:, 2] = now
+        own = {"pending": pending[now >= 0]}
+        if np.asarray(state.shared["scale"]).shape[1]:
+            own["known_by"] = np.zeros((2, 0))
+        return MethodState(held.prompts, {**held.shared, **own})
 
     def parameters(self) -> dict[str, bool | int | float | str | None]:
         return {"combine": self.combine, "prior_strength": self.prior_strength, "decay": self.decay}

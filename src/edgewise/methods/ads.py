@@ -15,7 +15,7 @@ Differs from the paper in: vectors are clustered as they are served, scaled to l
 dimensions; m follows from the batch size (32 at the paper's 128); where prompts in flight leave a set short, further
 clusters are drawn, then any prompt. Written from the authors' code; of the paper itself only what that code says was seen.
 The batch of an asynchronous host is what was reported before a new policy version first asks. Clusters are not saved but
-built again after a resume, and the schedule starts anew if they come out of other sizes.
+built again after a resume, and the schedule starts anew if they come out of other sizes, and when the data set was edited.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import numpy as np
 from edgewise.beliefs.clusters import clusters, easy_to_hard
 from edgewise.choosers.rank import Proportional
 from edgewise.errors import SignalError, StateMismatchError
-from edgewise.method import StepView
+from edgewise.method import StepView, renumbered
 from edgewise.methods import checks
 from edgewise.methods.dynamic import DynamicSampling, shared_array
 from edgewise.methods.entry import Entry
@@ -263,6 +263,18 @@ class Ads(DynamicSampling):
             self._rows = None
         self._seed, self._version, self._batches = map(int, found["schedule"])
         super().restore(state)
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        """Clusters of another pool are other clusters: the schedule starts anew, with what was heard of the last batch."""
+        held, fresh = super().adapt(state, rows), self.state().shared
+        heard_rows = renumbered(state.shared["heard_rows"], rows)
+        anew = {name: fresh[name] for name in ("sizes", "chances", "rates", "sets")}
+        seed, version, _ = state.shared["schedule"].tolist()
+        own = {
+            "schedule": np.array([seed, version, 0], dtype=np.int64),
+            "heard_rows": heard_rows[heard_rows >= 0], "heard": state.shared["heard"][heard_rows >= 0],
+        }  # fmt: skip
+        return MethodState(held.prompts, {**held.shared, **anew, **own})
 
 
 ENTRIES = {

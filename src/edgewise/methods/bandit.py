@@ -5,20 +5,21 @@
     observe   |advantage| of every rollout is heard
 
 The category of a prompt is fixed: it is asked for once, for the whole pool, and not saved. What is heard before it is known
-(after a resume, when reports come before the first request) waits in the saved state.
+(after a resume, when reports come before the first request) waits in the saved state. When the data set was edited, categories
+that are still there keep what was learned of them, and every category begins its shuffled order again.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from edgewise.beliefs.arms import STRAY, Arms, absolute_advantages, boltzmann
 from edgewise.errors import SignalError, StateMismatchError
-from edgewise.method import StepView
+from edgewise.method import StepView, renumbered
 from edgewise.methods import checks
 from edgewise.methods.dynamic import DynamicSampling, shared_array
 from edgewise.types import CATEGORY, Array, Floats, Groups, Ints, MethodState, Requests, Setting
@@ -94,7 +95,10 @@ class CategoryBandit(DynamicSampling):
         """The arms; the first call of a process asks the host for the categories."""
         if self._arms is None:
             self._arms = Arms(self._categories(step))
-        if not np.array_equal(self._labels, self._arms.labels):
+        edited = bool((self._cursors < 0).any())
+        if edited:
+            self._carry_over(self._arms.labels)
+        elif not np.array_equal(self._labels, self._arms.labels):
             if len(self._labels):
                 step.problem(
                     StateMismatchError(
@@ -107,6 +111,20 @@ class CategoryBandit(DynamicSampling):
         if self._order_seed < 0:
             self._order_seed = int(step.rng("order of arms").integers(2**62))
         return self._arms
+
+    def _carry_over(self, labels: Ints) -> None:
+        """After an edit of the data set: arms whose label is still there go on, the others begin. labels: (K,) rising."""
+        before, learned = self._labels, {name: np.array(array) for name, array in self.learned().items()}
+        _, was, now = np.intersect1d(before, labels, assume_unique=True, return_indices=True)
+        self._labels, self._cursors = labels, np.zeros(len(labels), dtype=np.int64)
+        self.begin(len(labels))
+        merged = {name: np.array(array) for name, array in self.learned().items()}
+        for name, array in learned.items():
+            if name in self.per_arm:
+                merged[name][now] = array[was]
+            else:
+                merged[name] = array
+        self.relearn(merged)
 
     def _categories(self, step: StepView) -> Ints:
         """(N,) category of every prompt, STRAY where the host gave none. Raises SignalError if there are too many."""
@@ -141,6 +159,9 @@ class CategoryBandit(DynamicSampling):
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
+    per_arm: ClassVar[frozenset[str]]
+    """Names of the arrays of `learned` that have one entry an arm."""
+
     @abstractmethod
     def learned(self) -> dict[str, Array]:
         """What `credit` learned, as named arrays."""
@@ -172,3 +193,13 @@ class CategoryBandit(DynamicSampling):
         self._order_seed = int(found["order_seed"][0])
         self._heard_rows, self._heard = found["heard_rows"].astype(np.int64), found["heard"].astype(np.float64)
         super().restore(state)
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        """Which categories the edited pool has is known at the next proposal; cursors of -1 say that it is to be looked up."""
+        held = super().adapt(state, rows)
+        heard_rows = renumbered(state.shared["heard_rows"], rows)
+        own = {
+            "cursors": np.full(len(state.shared["cursors"]), -1, dtype=np.int64),
+            "heard_rows": heard_rows[heard_rows >= 0], "heard": state.shared["heard"][heard_rows >= 0],
+        }  # fmt: skip
+        return MethodState(held.prompts, {**held.shared, **own})

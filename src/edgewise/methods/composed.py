@@ -159,6 +159,17 @@ class Composition(DynamicSampling):
         self._parts.belief.restore(MethodState(prompts=state.prompts, shared=shared))
         super().restore(state)
 
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        ours = {name: array for name, array in state.shared.items() if not name.startswith("belief_")}
+        theirs = {n.removeprefix("belief_"): array for n, array in state.shared.items() if n.startswith("belief_")}
+        belief = self._parts.belief.adapt(MethodState(state.prompts, theirs), rows)
+        held = super().adapt(MethodState(state.prompts, ours), rows)
+        shared = {name: array for name, array in held.shared.items() if not name.startswith("belief_")}
+        return MethodState(
+            prompts={**held.prompts, **belief.prompts},
+            shared={**shared, **{f"belief_{name}": array for name, array in belief.shared.items()}},
+        )
+
 
 def uniform_rows(n: int, pool_size: int, step: StepView) -> Ints:
     """At most `n` distinct eligible rows, uniformly drawn from the pool, in random order; fewer if there are fewer.

@@ -40,6 +40,7 @@ class Dump(CategoryBandit):
     """A bandit over sources: softmax over upper confidence bounds of the mean |advantage| in a window."""
 
     name: ClassVar[str] = "dump"
+    per_arm = frozenset({"ring", "counts"})
 
     temperature: float = 0.1
     """τ. [paper, code]"""

@@ -159,6 +159,20 @@ class GainRl(DynamicSampling):
         super().restore(state)
         self._rank, self._centre, self._tally = rank.astype(np.int64), float(centre[0]), tally.astype(np.float64)
 
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        """Prompts that are left keep their order. With added ones all are ranked anew, by the policy of the next step."""
+        held, rank = super().adapt(state, rows), state.shared["rank"]
+        if len(rank) == 0:
+            return held
+        survivors = rank[rows[rows >= 0]]
+        share = float((survivors < state.shared["centre"][0]).mean()) if len(survivors) else 0.0
+        whole = len(rows) == len(survivors)
+        own = {
+            "rank": np.argsort(np.argsort(survivors)).astype(np.int64) if whole else np.empty(0, dtype=np.int64),
+            "centre": state.shared["centre"] if len(rows) == len(rank) else np.array([min(share * len(rows), len(rows) - 1.0)]),
+        }
+        return MethodState(held.prompts, {**held.shared, **own})
+
 
 ENTRIES = {
     "gain-rl": Entry(

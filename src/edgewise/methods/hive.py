@@ -34,7 +34,7 @@ from edgewise.beliefs.streak import StreakBelief
 from edgewise.choosers.band import Ranked, band_by_share, candidates_for, entropy_band, median_gate, share_of
 from edgewise.errors import ConfigError, DegradedWarning, SignalError
 from edgewise.kinds import EASY, HARD, MIXED
-from edgewise.method import StepView
+from edgewise.method import StepView, renumbered
 from edgewise.methods import checks
 from edgewise.methods.dynamic import DynamicSampling, shared_array
 from edgewise.methods.entry import Entry
@@ -349,6 +349,11 @@ class Hive(DynamicSampling):
         super().restore(state)
         self._controller.restore(controller)
         self._skipped, self._bypassed = skipped.astype(np.int64), bypassed.astype(np.int64)
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        held = super().adapt(state, rows)
+        now = {name: renumbered(state.shared[name], rows) for name in ("skipped", "bypassed")}
+        return MethodState(held.prompts, {**held.shared, **{name: at[at >= 0] for name, at in now.items()}})
 
 
 ENTRIES = {

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgewise.choosers.rank import TopK
 from edgewise.errors import StateMismatchError
-from edgewise.method import StepView
+from edgewise.method import StepView, renumbered
 from edgewise.types import Array, Bools, Floats, Ints
 
 _COLUMNS = {"rows": np.int64, "priority": np.float64, "reused": np.int64, "last": np.int64, "asked": np.bool_}
@@ -92,6 +92,13 @@ class PromptMemory:
                 f"PromptMemory.restore: the state lacks {', '.join(missing)}. Use a state that the same method wrote."
             )
         self._become({name: np.array(arrays[f"memory_{name}"], dtype=kind) for name, kind in _COLUMNS.items()})
+
+    def adapted(self, arrays: dict[str, Array], rows: Ints) -> dict[str, Array]:
+        """The arrays after an edit of the data set, without prompts that are gone or changed. rows: as in `Method.adapt`."""
+        now = renumbered(arrays["memory_rows"], rows)
+        kept = np.flatnonzero(now >= 0)
+        order = kept[np.argsort(now[kept])]
+        return {f"memory_{name}": arrays[f"memory_{name}"][order] for name in _COLUMNS} | {"memory_rows": now[order]}
 
     def _become(self, columns: dict[str, Array]) -> None:
         for name, column in columns.items():

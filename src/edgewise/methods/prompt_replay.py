@@ -130,6 +130,10 @@ class PromptReplay(DynamicSampling):
         super().restore(state)
         self._reused = np.array(reused, dtype=np.int32)
 
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        held = super().adapt(state, rows)
+        return MethodState(held.prompts, {**held.shared, **self._memory.adapted(state.shared, rows)})
+
 
 ENTRIES = {
     "prompt-replay": Entry(

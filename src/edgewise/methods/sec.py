@@ -29,6 +29,7 @@ class Sec(CategoryBandit):
     """A bandit over categories: Boltzmann over Q, and Q follows the mean |advantage| of its category."""
 
     name: ClassVar[str] = "sec"
+    per_arm = frozenset({"q", "sums", "counts"})
 
     temperature: float = 0.4
     """τ. [code: 0.4 for mathematics, 1.0 for Countdown, 0.2 for two-dimensional categories]"""

@@ -21,7 +21,7 @@ from edgewise.beliefs.shared import Predictor, SharedPriorBelief
 from edgewise.calibration import PredictionReport
 from edgewise.choosers.max_sum import Rule, anchored, max_sum
 from edgewise.choosers.rank import TopK
-from edgewise.method import StepView
+from edgewise.method import StepView, renumbered
 from edgewise.methods import checks
 from edgewise.methods.composed import Composition, Parts
 from edgewise.methods.dynamic import shared_array
@@ -185,3 +185,8 @@ class SharedModelSelection(Composition):
         super().restore(state)
         self._recent = np.array(recent, dtype=np.int64).reshape(-1, 2)
         self._observed = int(observed[0])
+
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        held, recent = super().adapt(state, rows), state.shared["recent"]
+        now = renumbered(recent[:, 1], rows)
+        return MethodState(held.prompts, {**held.shared, "recent": np.stack([recent[:, 0], now], axis=1)[now >= 0]})

@@ -158,6 +158,10 @@ class Vcrl(DynamicSampling):
         self._owed = int(shared_array(state, "owed", "Vcrl")[0])
         super().restore(state)
 
+    def adapt(self, state: MethodState, rows: Ints) -> MethodState:
+        held = super().adapt(state, rows)
+        return MethodState(held.prompts, {**held.shared, **self._memory.adapted(state.shared, rows)})
+
 
 ENTRIES = {
     "vcrl": Entry(
