@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import edgewise
+from edgewise.directory import History
 from edgewise.errors import (
     ConfigError,
     DegradedWarning,
@@ -179,14 +180,15 @@ def test_directory_keeps_two_states_and_falls_back_to_the_older_if_the_newer_is_
     s = selector(directory=tmp_path)
     for k in range(5):
         run_step(s, k)
-    files = sorted(tmp_path.iterdir())
+    files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) == 2
     data = bytearray(files[-1].read_bytes())
     data[-3] ^= 1
     files[-1].write_bytes(bytes(data))
-    with pytest.warns(DegradedWarning, match="damaged.*Continuing from"):
+    with pytest.warns(DegradedWarning, match="damaged"):
         again = selector(directory=tmp_path)
-    assert again.step_number == 4
+    assert again.step_number == 5  # the older one and the journals lead there too
+    again.close()
     for file in files:
         file.write_bytes(b"zeros")
     with pytest.raises(StateError, match="resume='fresh' starts anew"):
@@ -221,7 +223,9 @@ def test_full_disk_degrades_and_the_last_state_stands(tmp_path: Any, monkeypatch
     with pytest.warns(DegradedWarning, match="No space left"):
         run_step(s)
     monkeypatch.undo()
-    assert selector(directory=tmp_path).step_number == 1
+    held = History.of(tmp_path).newest()
+    assert held is not None
+    assert held.node.step == 1
     run_step(s)
     assert selector(directory=tmp_path).step_number == 3
     assert not [f for f in tmp_path.iterdir() if f.suffix == ".tmp"]
@@ -321,7 +325,7 @@ def test_outcome_for_another_prompt_is_refused_whole() -> None:
             judged = step.report([answer(swapped)])
         assert len(judged.groups) == 0
         step.report([answer(t) for t in (a, b, *rest)])
-        assert s.method.state().shared["total"] == 5
+    assert s.method.state().shared["total"] == 5
 
 
 def test_unreported_tickets_are_cancelled_not_learned() -> None:
@@ -445,6 +449,7 @@ def test_streaming_resume_reissues_what_was_in_flight_first(tmp_path: Any) -> No
     assert again.take(1) == open_[3:]
     assert [t.prompt_id for t in again.take(6)] == next_of_whole
     again.report([answer(t) for t in open_])  # tickets of before the crash still count
+    again.settle()
     assert again.method.state().shared["total"] == 8
 
 

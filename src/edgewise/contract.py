@@ -7,10 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from edgewise.errors import MethodError
-from edgewise.types import Groups, Ints, Requests, Verdicts
-
-MOST_ROLLOUTS = 2**16
-"""Of one request or continuation: more is a method's mistake, found before anything is allocated or generated."""
+from edgewise.types import MOST_ROLLOUTS, Groups, Ints, Requests, Verdicts
 
 
 def check_requests(
@@ -71,5 +68,8 @@ def check_verdicts(name: str, verdicts: Verdicts, groups: Groups) -> None:
             raise MethodError(f"{name}.judge: `{what}` must be finite and at least 0, got {array.min()} … {array.max()}.")
         if kind == "i" and array.size and array.max() > MOST_ROLLOUTS:
             raise MethodError(f"{name}.judge: `{what}` must be at most {MOST_ROLLOUTS:,} rollouts, got {int(array.max())}.")
+    largest = int((groups.asked + verdicts.pending).max(initial=0))
+    if largest > MOST_ROLLOUTS:
+        raise MethodError(f"{name}.judge must not let a group grow beyond {MOST_ROLLOUTS:,} rollouts, got {largest:,}.")
     if verdicts.more is not None and verdicts.hold is not None and ((verdicts.more > 0) & (verdicts.hold > 0)).any():
         raise MethodError(f"{name}.judge must not both continue (`more`) and `hold` one group.")

@@ -10,6 +10,7 @@
       StateError                   a saved state that cannot be read
         StateVersionError          written by a newer edgewise
         StateMismatchError         belongs to another run, method, pool or group size
+        StateInUseError            another process, which is alive, writes in the same directory
       HostError                    a trainer lacks the seam that a host needs, or cannot serve what a method needs
 
 Every message says what, where, the rule, the value got, and what to do. Before the first step edgewise refuses; once a run is
@@ -62,12 +63,19 @@ class StateMismatchError(StateError):
     """A saved state belongs to another run, method, pool or group size."""
 
 
+class StateInUseError(StateError):
+    """Another process, which is alive, writes in the same directory."""
+
+
 class HostError(EdgewiseError):
     """A trainer lacks the seam that a host needs, or cannot serve what a method needs."""
 
 
 class DegradedWarning(UserWarning):
     """Something went wrong inside a running step; edgewise fell back and the run goes on."""
+
+
+_LONGEST = 200
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -78,5 +86,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("zzzz", ["hive", "greso"])
     ''
     """
+    if len(name) > _LONGEST:
+        return ""  # compared letter by letter, a page of text would take minutes
     found = difflib.get_close_matches(name, sorted(known), n=1)
     return f" Did you mean {found[0]!r}?" if found else ""

@@ -1,24 +1,27 @@
-"""What a selector saves and how it becomes that again: between `Selector`, which lives, and `state`, which writes files."""
+"""What a selector saves and how it becomes that again: between `Selector`, which lives, and `state` and `directory`."""
 
 from __future__ import annotations
 
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgewise import state
 from edgewise._version import __version__
-from edgewise.errors import ConfigError, EdgewiseError, StateError, StateMismatchError, StateVersionError
+from edgewise.directory import History, RunDirectory
+from edgewise.errors import ConfigError, EdgewiseError, StateError
 from edgewise.metrics import EntropyPremise
+from edgewise.tickets import packed, unpacked
 from edgewise.types import Array, MethodState, Ticket
 from edgewise.waiting import Retired, Waiting
 
 if TYPE_CHECKING:
     from edgewise.selector import Selector
+
+_PROMPTS, _SHARED = "method/prompts/", "method/shared/"
 
 
 def require_savable(selector: Selector) -> None:
@@ -46,14 +49,15 @@ def require_savable(selector: Selector) -> None:
 
 
 def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
-    """Header and arrays of a saved state. Raises ConfigError inside a step."""
+    """Header and arrays of a saved state. The method's arrays are its live ones. Raises ConfigError inside a step."""
     if selector._current is not None:
         raise ConfigError("Selector.save(): a step is open; save between steps (a step commits when its block ends).")
     held = selector.method.state()
-    arrays: dict[str, Array] = {f"method/prompts/{k}": v for k, v in held.prompts.items()}
-    arrays |= {f"method/shared/{k}": np.asarray(v) for k, v in held.shared.items()}
-    ours = selector._premise.arrays() | selector._waiting.arrays() | selector._retired.arrays()
-    arrays |= {f"selector/{k}": v for k, v in ours.items()}
+    arrays: dict[str, Array] = {f"{_PROMPTS}{k}": np.asarray(v) for k, v in held.prompts.items()}
+    arrays |= {f"{_SHARED}{k}": np.asarray(v) for k, v in held.shared.items()}
+    arrays |= {f"selector/{k}": v for k, v in selector._premise.arrays().items()}
+    arrays |= selector._waiting.arrays() | selector._retired.arrays()
+    arrays["table/in_flight"] = packed(selector._open.values())
     header = {
         "edgewise": __version__,
         "numpy": np.__version__,
@@ -64,48 +68,65 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
         "position": selector._stream.position,
         "next_seq": selector._next_seq,
         "policy_version": selector._streaming.view.policy_version,
-        "totals": selector._totals,
+        "totals": dict(selector._totals),
         "metrics": {name: float(value) for name, value in selector.metrics.items() if math.isfinite(value)},
-        "in_flight": [asdict(t) for t in selector.in_flight],
-        "waiting": selector._waiting.header(),
     }
     return header, arrays
+
+
+def most_bytes(selector: Selector) -> int:
+    """More bytes than any state of this selector has: what is larger is not read."""
+    held, n = selector.method.state(), len(selector.pool)
+    own = sum(np.asarray(array).nbytes for array in (*held.prompts.values(), *held.shared.values()))
+    return (1 << 25) + 4 * (own + n * (256 + 64 * selector.group_size))
 
 
 def restore(selector: Selector, path: str | os.PathLike[str]) -> None:
     """See `Selector.restore`. Everything is read and checked before anything is changed."""
     if selector._current is not None:
         raise ConfigError("Selector.restore(): a step is open; restore between steps.")
-    header, arrays = state.load(path)
-    state.require_same(header.get("identity", {}), _identity(selector), f"The saved state {path}")
+    take_up(selector, *state.load(path, most_bytes(selector)), str(path))
+
+
+def take_up(selector: Selector, header: dict[str, Any], arrays: dict[str, Array], where: str) -> None:
+    """Become the selector that this content was saved of. Everything is checked before anything is changed."""
+    identity = header.get("identity", {})
+    state.require_same(identity if isinstance(identity, dict) else {}, _identity(selector), f"The saved state {where}")
     pool, premise = selector.pool, EntropyPremise()
     try:
-        tickets = [Ticket(**t) for t in header["in_flight"]]
-        ours = _below("selector/", arrays)
-        waiting, retired = Waiting.restored(header.get("waiting", []), ours), Retired.restored(ours)
-        known = [*tickets, *(waiting[seq].first for seq in waiting.seqs)]
-        strangers = [t.prompt_id for t in known if not 0 <= t.row < len(pool) or pool.ids[t.row] != t.prompt_id]
-        number, position, next_seq = (int(header[name]) for name in ("step", "position", "next_seq"))
-        version = int(header.get("policy_version", max((t.policy_version for t in tickets), default=0)))
+        tickets = unpacked(arrays["table/in_flight"], pool.ids)
+        waiting, retired = Waiting.restored(arrays, pool.ids), Retired.restored(arrays)
+        number, position, next_seq, version = (
+            _whole(header[name]) for name in ("step", "position", "next_seq", "policy_version")
+        )
         run_id = str(header["run_id"])
-        totals, metrics = ({str(name): float(value) for name, value in header[of].items()} for of in ("totals", "metrics"))
+        totals, metrics = ({str(name): _finite(value) for name, value in header[of].items()} for of in ("totals", "metrics"))
         if not totals.keys() <= selector._totals.keys():
             raise ValueError(f"there are no totals of {sorted(totals.keys() - selector._totals.keys())}")
-        if not strangers:
-            _require_sound(tickets, waiting, retired, len(pool), number, position, next_seq)
-        numpy_then, batch_size = str(header["numpy"]), int(header["batch_size"])
-        premise.restore(ours)
+        _require_sound(tickets, waiting, retired, len(pool), number, position, next_seq)
+        numpy_then, batch_size = str(header["numpy"]), _whole(header["batch_size"])
+        premise.restore(_below("selector/", arrays))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
-        raise StateError(f"{path} lacks something that a selector keeps: {error!r}. Use an older state.") from error
-    if strangers:
-        raise StateError(f"{path} has a ticket for {strangers[0]!r}, which is not the prompt of its row. Use an older state.")
+        raise StateError(f"{where} lacks something that a selector keeps: {error!r}. Use an older state.") from error
     if numpy_then.split(".")[0] != np.__version__.split(".")[0]:
         selector._warn(f"The state was saved under numpy {numpy_then}, this is {np.__version__}: draws may differ.")
     if batch_size != selector.batch_size:
         selector._warn(f"batch_size was {batch_size} and is {selector.batch_size} now: the next batches will differ.")
-    _restore_method(selector, path, arrays)
+    _restore_method(selector, where, arrays)
     selector.run_id = run_id
     selector._become(number, position, next_seq, version, tickets, totals, metrics, premise, waiting, retired)
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int or not -(2**62) < value < 2**62:
+        raise ValueError(f"{str(value)[:40]} is no whole number")
+    return value
+
+
+def _finite(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"{str(value)[:40]} is no finite number")
+    return float(value)
 
 
 def _require_sound(
@@ -116,13 +137,8 @@ def _require_sound(
         raise ValueError(f"step {number}, position {position}, next_seq {next_seq} must not be negative")
     begun = [waiting[seq] for seq in waiting.seqs]
     for ticket in [*in_flight, *(group.first for group in begun)]:
-        counts = (ticket.seq, ticket.row, ticket.step, ticket.round, ticket.policy_version, ticket.rollouts)
-        if any(type(count) is not int for count in counts) or not 0 <= ticket.seq < next_seq or ticket.rollouts < 1:
+        if ticket.seq >= next_seq:
             raise ValueError(f"there is no such ticket: {ticket}")
-        if ticket.predicted_pass_rate is not None and not math.isfinite(ticket.predicted_pass_rate):
-            raise ValueError(f"there is no such prediction: {ticket}")
-    if len({ticket.seq for ticket in in_flight}) != len(in_flight):
-        raise ValueError("a ticket is in flight twice")
     going_on = {ticket.seq: ticket for ticket in in_flight if ticket.continues is not None}
     asked = {group.asked: (group.first.row, group.wanted, group.first.seq) for group in begun if group.asked is not None}
     if asked != {seq: (ticket.row, ticket.rollouts, ticket.continues) for seq, ticket in going_on.items()}:
@@ -136,30 +152,45 @@ def _require_sound(
         raise ValueError("a prompt is retired for longer than a pass")
 
 
-def continue_from(selector: Selector, snapshots: state.Snapshots, resume: str) -> None:
-    """Become the newest readable state of the directory, if there is one; with resume="fresh" set all of them aside.
+def continue_from(selector: Selector, directory: RunDirectory, resume: str | int) -> None:
+    """Become what `directory` holds: its newest state ("auto"), the one committed at a step (int), or nothing ("fresh").
 
-    Raises StateMismatchError and StateVersionError at once: such a file is sound, and not ours to pass over.
+    Raises StateError and its children: a sound state of another run or a newer format is not passed over for an older one.
     """
-    found = snapshots.found()
     if resume == "fresh":
-        snapshots.set_aside(found)
+        directory.set_aside()
+        directory.continue_from(directory.history(), None, exactly=False)
         return
-    broken: list[str] = []
-    for file in found:
-        try:
-            restore(selector, file)
-        except (StateMismatchError, StateVersionError):
-            raise
-        except StateError as error:
-            broken.append(str(error))
-            continue
-        for message in broken:
-            selector._warn(f"{message} Continuing from {file.name} instead: the steps after {selector.step_number} are lost.")
+    history = directory.history()
+    recovered = history.newest() if isinstance(resume, str) else history.at_step(resume)
+    if recovered is None:
+        _refuse_to_begin_anew(directory, history, resume)
+        directory.continue_from(history, None, exactly=False)
         return
-    if broken:
-        listed = "\n  ".join(broken)
-        raise StateError(f"No readable state among the saved ones:\n  {listed}\nresume='fresh' starts anew.")
+    where = f"{directory.path} at step {recovered.node.step}"
+    take_up(selector, recovered.header, recovered.arrays, where)
+    directory.continue_from(history, recovered, exactly=recovered.exact)
+    newest = history.nodes()[0]
+    for message in history.broken:
+        selector._warn(message)
+    if isinstance(resume, str) and newest.id != recovered.node.id:
+        selector._warn(
+            f"{directory.path}: continuing from step {selector.step_number}: what was committed later cannot be read."
+        )
+
+
+def _refuse_to_begin_anew(directory: RunDirectory, history: History, resume: str | int) -> None:
+    """Raise StateError unless an empty directory is what was asked for: a lost state must not look like a first start."""
+    listed = "".join(f"\n  {message}" for message in history.broken)
+    if isinstance(resume, int) and (resume or history.nodes()):
+        steps = history.steps()
+        there = f"it reaches back to step {steps[0]}, and on to {steps[-1]}" if steps else "it has no state at all"
+        raise StateError(
+            f"{directory.path} has no state of step {resume}: {there}.{listed}\nResume from another checkpoint, keep more of "
+            "the past (generations=...), or pass resume='fresh' to start from priors."
+        )
+    if history.nodes() or history.broken:
+        raise StateError(f"No readable state among those in {directory.path}:{listed}\nresume='fresh' starts anew.")
 
 
 def _identity(selector: Selector) -> dict[str, Any]:
@@ -174,10 +205,10 @@ def _identity(selector: Selector) -> dict[str, Any]:
     }
 
 
-def _restore_method(selector: Selector, path: str | os.PathLike[str], arrays: Mapping[str, Array]) -> None:
+def _restore_method(selector: Selector, path: str, arrays: Mapping[str, Array]) -> None:
     """Give the method its saved state; if it refuses, or fails halfway, the state it had."""
     method, size = selector.method, len(selector.pool)
-    prompts, shared = _below("method/prompts/", arrays), _below("method/shared/", arrays)
+    prompts, shared = _below(_PROMPTS, arrays), _below(_SHARED, arrays)
     for name, array in prompts.items():
         if array.shape[:1] != (size,):
             raise StateError(f"{path} must keep {size} entries of {name!r}, has {array.shape}. Use a state of this pool.")

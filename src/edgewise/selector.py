@@ -24,24 +24,29 @@ import numpy as np
 
 from edgewise import saved, state
 from edgewise.compose import method_of
+from edgewise.decided import Judged, together
+from edgewise.directory import RunDirectory
 from edgewise.errors import (
     ConfigError,
     DegradedWarning,
     EdgewiseError,
     HostError,
+    MethodError,
+    OutcomeError,
     StateError,
 )
 from edgewise.method import Method
 from edgewise.methods import methods_with
 from edgewise.metrics import EntropyPremise
 from edgewise.pool import PromptPool
-from edgewise.stage import Judged, Stage
+from edgewise.stage import Stage
 from edgewise.step import Step
 from edgewise.stream import PromptStream
 from edgewise.types import (
     ROLLOUT_SIGNALS,
     Bools,
     Groups,
+    Ints,
     Outcome,
     Setting,
     Signal,
@@ -67,18 +72,23 @@ class Selector:
         group_size: rollouts a group, >= 1.
         seed: of the prompt order and of every draw, >= 0.
         parameters: hyper-parameters for a method given by name.
-        directory: where to keep the state; every commit writes all of it, and the two newest are kept. With 1e6 prompts that
-            is 19 MB and some 60 ms a step; everything else follows the batch. One selector a directory. None: nothing is
-            written unless `save` is called (a trainer's own checkpoints carry the state in `edgewise.hosts`).
-        resume: "auto" continues from the newest readable state in `directory`; "fresh" sets older ones aside.
+        directory: where to keep the state; every commit is durable there before it returns, at a cost that follows the batch.
+            One selector a directory. None: nothing is written unless `save` is called (a trainer's own checkpoints carry the
+            state in `edgewise.hosts`).
+        resume: "auto" continues from the newest readable state in `directory`; a number from the state as it was committed at
+            that selector step, for a trainer that resumes an older checkpoint; "fresh" sets all states there aside.
+        generations: whole snapshots to keep in `directory`, >= 2; more reach further back.
         on_problem: "degrade" (a failing method falls back to uniform for the round, one warning, a metric) or "strict" (raise).
         correct_at: a reward from here on counts as correct where the host reports no `correct`; only for metrics.
         total_steps: selector steps the whole run will make, for methods that follow a schedule (prepo); None: not known.
+        expire_after: when streaming, tickets whose policy version is more than this behind that of a `take` expire, see
+            `expire`; >= 0. None: only when the host says so.
 
     Raises:
         ConfigError, PoolError: before anything ran; also for a `directory` that cannot be written to and for a method whose
             parameters or state could not be saved.
-        StateError: `directory` holds states but none can be used, or they belong to another run.
+        StateError: `directory` holds states but none can be used, or they belong to another run, or none is of the step asked
+            for, or another process writes there.
     """
 
     def __init__(
@@ -91,10 +101,12 @@ class Selector:
         seed: int = 0,
         parameters: Mapping[str, Any] | None = None,
         directory: str | os.PathLike[str] | None = None,
-        resume: Literal["auto", "fresh"] = "auto",
+        resume: Literal["auto", "fresh"] | int = "auto",
+        generations: int = 2,
         on_problem: Literal["degrade", "strict"] = "degrade",
         correct_at: float = 0.5,
         total_steps: int | None = None,
+        expire_after: int | None = None,
     ) -> None:
         _require_count("batch_size", batch_size)
         _require_count("group_size", group_size)
@@ -102,12 +114,24 @@ class Selector:
             raise ConfigError(f"Selector(seed=...) must be a whole number >= 0, got {seed!r}.")
         if on_problem not in ("degrade", "strict"):
             raise ConfigError(f"Selector(on_problem=...) must be 'degrade' or 'strict', got {on_problem!r}.")
-        if resume not in ("auto", "fresh"):
-            raise ConfigError(f"Selector(resume=...) must be 'auto' or 'fresh', got {resume!r}.")
+        step = isinstance(resume, (int, np.integer)) and not isinstance(resume, bool) and resume >= 0
+        if not (step or resume in ("auto", "fresh")):
+            raise ConfigError(f"Selector(resume=...) must be 'auto', 'fresh' or a step >= 0, got {resume!r}.")
+        if step and directory is None:
+            raise ConfigError(f"Selector(resume={resume!r}) needs a directory=... that holds the state of that step.")
+        _require_count("generations", generations)
+        if generations < 2:
+            raise ConfigError(f"Selector(generations=...) must be at least 2, got {generations!r}: one may turn out damaged.")
         if isinstance(correct_at, bool) or not isinstance(correct_at, (int, float)) or not math.isfinite(correct_at):
             raise ConfigError(f"Selector(correct_at=...) must be a finite number, got {correct_at!r}.")
         if total_steps is not None:
             _require_count("total_steps", total_steps)
+        if expire_after is not None and (
+            isinstance(expire_after, bool) or not isinstance(expire_after, (int, np.integer)) or expire_after < 0
+        ):
+            raise ConfigError(
+                f"Selector(expire_after=...) must be None or a whole number of policy versions >= 0, got {expire_after!r}."
+            )
         self.method = method_of(method, parameters)
         self.pool = pool if isinstance(pool, PromptPool) else PromptPool.from_dataset(pool)
         self.batch_size = int(batch_size)
@@ -115,6 +139,7 @@ class Selector:
         self.seed = int(seed)
         self.strict = on_problem == "strict"
         self.correct_at = correct_at
+        self.expire_after = None if expire_after is None else int(expire_after)
         self.directory = Path(directory) if directory is not None else None
         self.run_id = uuid.uuid4().hex
         self.metrics: dict[str, float] = {}
@@ -127,6 +152,9 @@ class Selector:
         self._stream = PromptStream(size, self.seed)
         self._blocked: Bools = np.zeros(size, dtype=np.bool_)  # in flight, or offered in the open step
         self._open: dict[int, Ticket] = {}
+        self._expired: dict[int, Ticket] = {}  # not waited for any longer; what comes of them is late, and still teaches
+        self._last_take: tuple[str, list[int]] | None = None  # the host's name of the last call, and its tickets
+        self._last_report: tuple[str, Judged] | None = None
         self._reissue: list[Ticket] = []
         self._waiting = Waiting()
         self._retired = Retired()
@@ -135,14 +163,23 @@ class Selector:
         self._next_seq = 0
         self._number = 0
         self._totals = {"rollouts_total": 0.0, "tokens_total": 0.0, "dup_outcomes": 0.0, "degraded_total": 0.0}
+        self._totals["late_outcomes"] = 0.0
         self._premise = EntropyPremise()
         self._current: Step | None = None
         self._streaming = Stage(self, streaming=True)
         self._warned: set[str] = set()
+        self._files: RunDirectory | None = None
+        self._touched: list[Ints] = []
+        """Rows whose per-prompt state changed since the last commit to `directory`."""
         saved.require_savable(self)
-        self._snapshots = state.Snapshots(self.directory) if self.directory is not None else None
-        if self._snapshots is not None:
-            saved.continue_from(self, self._snapshots, resume)
+        self._files = self._open_directory(generations)
+        if self._files is not None:
+            try:
+                saved.continue_from(self, self._files, resume if isinstance(resume, str) else int(resume))
+            except BaseException:
+                self._files.close()
+                raise
+            self._tell()
 
     # -- synchronous hosts ---------------------------------------------------------------------------------------------
 
@@ -179,7 +216,7 @@ class Selector:
             HostError(f"{len(self._waiting)} groups that were begun are given up: {why}. Their prompts are free again.")
         )
         self._blocked[self._waiting.rows] = False
-        self._waiting = Waiting()
+        self._waiting = Waiting()  # what still comes of their tickets is a repeat: the pilot it would belong to is gone
         self._open = {seq: ticket for seq, ticket in self._open.items() if ticket.continues is None}
 
     def check_signals(self, served: Iterable[Signal]) -> None:
@@ -196,34 +233,42 @@ class Selector:
 
     # -- streaming hosts -----------------------------------------------------------------------------------------------
 
-    def take(self, n: int, *, signals: Signals | None = None, policy_version: int = 0) -> list[Ticket]:
+    def take(
+        self, n: int, *, signals: Signals | None = None, policy_version: int = 0, call: str | None = None
+    ) -> list[Ticket]:
         """At most `n` tickets for an asynchronous host. After a resume, tickets that were in flight come first.
 
         Shorter than `n` (down to empty) only if every prompt is in flight or the method proposes fewer. A prompt stays in
-        flight until its ticket is reported: report failed rollouts too, with rewards of None.
+        flight until its ticket is reported (report failed rollouts too, with rewards of None) or expires.
 
         Args:
             n: how many, >= 1.
             signals: what the method may ask for, by name, for the current policy.
             policy_version: version of the weights that will generate. It must grow as training goes on (the optimizer step will
                 do): methods that steer themselves, such as HIVE's two probabilities, move once for each new version.
+            call: a name of this call, such as a uuid, for hosts that retry calls whose answer was lost. With the name of the
+                call before it, nothing changes and its tickets come back, but for those reported or expired meanwhile.
 
-        An exception leaves everything as it was. Raises HostError if a signal is missing, others only in strict mode.
+        An exception leaves everything as it was. Raises HostError if a signal is missing, others only in strict mode: also
+        what the method raises as it learns from the outcomes reported before, which are then still to be learned.
         """
         if self._current is not None:
             raise ConfigError("Selector.take(): a step is open; a run uses either `step` or `take`, not both at once.")
         _require_count("n", n, "take")
+        if self._last_take is not None and call is not None and call == self._last_take[0]:
+            again = [self._open[seq] for seq in self._last_take[1] if seq in self._open]
+            self._reissue = [ticket for ticket in self._reissue if ticket not in again]
+            return again
         self._watch_version(int(policy_version))
         waiting = [t for t in self._reissue if t.seq in self._open]
         tickets, waiting = waiting[:n], waiting[n:]
-        if tickets and signals:  # their reports may have to ask, before a further call
-            self._streaming.view.aim(self._streaming.view.number, self._streaming.view.policy_version, signals)
+        stage = self._streaming
         if len(tickets) < n:
             self.check_signals({*(signals or {}), *ROLLOUT_SIGNALS})
-            stage = self._streaming
-            stage.view.aim(self._number, int(policy_version), signals or {})
             stage.mark()
             try:
+                self._learn(signals)
+                stage.view.aim(self._number, int(policy_version), signals or {})
                 stage.begin()
                 tickets += stage.go_on(n - len(tickets))
                 if len(tickets) < n:
@@ -235,34 +280,109 @@ class Selector:
             finally:
                 stage.release_unissued()
             self._number += 1
+        elif signals:  # their reports may have to ask, before a further call
+            stage.view.aim(stage.view.number, stage.view.policy_version, signals)
         self._reissue = waiting
+        self._last_take = None if call is None else (str(call), [ticket.seq for ticket in tickets])
         return tickets
 
-    def report(self, reported: Sequence[Outcome], *, signals: Signals | None = None) -> Judged:
+    def report(self, reported: Sequence[Outcome], *, signals: Signals | None = None, call: str | None = None) -> Judged:
         """Outcomes of tickets from `take`, in any order, in any number of calls. Each counts once.
 
-        signals: what the method may ask for, by name; default those of the last `take`. A host that reports before it takes,
-        after a restore, gives them here: methods that look up a prompt's embedding or anchors do so as they learn of it.
+        The verdicts come at once. The method learns at the next decision (`take`, `commit`, `save`, or `settle`), from all that
+        was reported until then in the order of its tickets, so the order of arrival does not matter: see `settle`. Outcomes of
+        expired tickets teach too; their verdict is "late", and they must not be trained on.
+
+        Args:
+            reported: outcomes; one bad entry does not spoil the others.
+            signals: what the method may ask for, by name; default those of the last `take`. A host that reports before it takes,
+                after a restore, gives them here: methods that look up a prompt's embedding or anchors do so as they learn.
+            call: a name of this call, such as a uuid, for hosts that retry calls whose answer was lost. With the name of the
+                call before it, nothing changes and its answer comes back. Without, or when the selector was built again in
+                between, the retried outcomes are repeats: counted in `dup_outcomes`, and the answer is empty.
 
         Returns the groups that counted and the verdicts on them; repeated and unknown tickets are counted, nothing more. An
         exception (in strict mode) teaches nothing, and the tickets stay open.
         """
         if self._current is not None:
             raise ConfigError("Selector.report(): a step is open; report to the step instead.")
+        if self._last_report is not None and call is not None and call == self._last_report[0]:
+            return self._last_report[1]
         stage = self._streaming
         if signals is not None:
             stage.view.aim(stage.view.number, stage.view.policy_version, signals)
         stage.mark()
         try:
-            judged = stage.settle(stage.accept(reported))
+            good, late = stage.accept(reported)
+            judged = together(stage.settle(good), stage.settle_late(late))
         except BaseException:
             stage.roll_back()
             raise
         self.metrics = stage.numbers()
+        self._last_report = None if call is None else (str(call), judged)
         return judged
+
+    def settle(self, *, signals: Signals | None = None) -> None:
+        """Let the method learn now from what was reported; without this it learns at the next decision.
+
+        Steps, `take`, `commit` and `save` call it. Call it to look at what the method believes. Outcomes reported between two
+        calls of it are learned from in the order of their tickets, whatever order they came in.
+
+        signals: as in `report`. An exception (in strict mode) leaves everything as it was, and all of it still to be learned.
+        """
+        if self._current is not None:
+            raise ConfigError("Selector.settle(): a step is open; it settles each of its rounds by itself.")
+        if self._streaming.to_learn == 0:
+            return
+        self._streaming.mark()
+        try:
+            self._learn(signals)
+        except BaseException:
+            self._streaming.roll_back()
+            raise
+
+    def _learn(self, signals: Signals | None) -> None:
+        stage = self._streaming
+        if signals is not None:
+            stage.view.aim(stage.view.number, stage.view.policy_version, signals)
+        stage.learn()
+
+    def expire(self, tickets: Iterable[Ticket]) -> None:
+        """Wait no longer for these tickets of `take`: their prompts may be issued again. A later outcome still teaches, once.
+
+        The verdict on such an outcome is "late": it is never trained on, it is counted in `late_outcomes`, and the method learns
+        from it. The newest 65,536 expired tickets are remembered; what comes of older ones is a repeat. A ticket that
+        continues a group does not expire but settles it: the group is judged on the rollouts it has, and an outcome that comes
+        after that changes nothing.
+
+        Tickets that are not open are passed over, so that calling this twice is calling it once; one that was issued for
+        another prompt is a problem (an OutcomeError in strict mode). An exception leaves everything as it was.
+        """
+        if self._current is not None:
+            raise ConfigError("Selector.expire(): a step is open; its tickets expire with their round, those of `take` after it.")
+        stage = self._streaming
+        given = {ticket.seq: ticket for ticket in tickets}
+        stage.mark()
+        try:
+            for ticket in given.values():
+                issued = self._open.get(ticket.seq)
+                if issued is not None and issued.prompt_id != ticket.prompt_id:
+                    self.problem(
+                        OutcomeError(
+                            f"Selector.expire(): ticket {ticket.seq} was issued for prompt {issued.prompt_id!r}, not for "
+                            f"{ticket.prompt_id!r}. It stays open."
+                        )
+                    )
+            open_ = (self._open.get(seq) for seq in sorted(given))
+            stage.give_up([issued for issued in open_ if issued and issued.prompt_id == given[issued.seq].prompt_id])
+        except BaseException:
+            stage.roll_back()
+            raise
+        self.metrics = stage.numbers()
 
     def commit(self) -> None:
         """For streaming hosts; steps commit by themselves. Closes the period of `metrics` and writes to `directory`."""
+        self.settle()
         stage = self._streaming
         stage.metrics.set(**self._premise.correlations())
         self.metrics = stage.numbers()
@@ -276,6 +396,8 @@ class Selector:
 
         Raises OSError if the disk refuses, StateError if the method's state cannot be written, ConfigError inside a step.
         """
+        if self._current is None:
+            self.settle()
         return state.save(path, *saved.content(self))
 
     def restore(self, path: str | os.PathLike[str]) -> None:
@@ -305,20 +427,54 @@ class Selector:
         self._premise = premise
         self._streaming = Stage(self, streaming=True)
         self._streaming.view.aim(max(0, number - 1), version, {})
+        self._touched = []
+        if self._files is not None:
+            self._files.forget_base()
+
+    def close(self) -> None:
+        """Give `directory` back at once, for another process to write in. Not needed: so does the end of this one."""
+        if self._files is not None:
+            self._files.close()
+
+    def _open_directory(self, generations: int) -> RunDirectory | None:
+        if self.directory is None:
+            return None
+        try:
+            return RunDirectory(self.directory, saved.most_bytes(self), generations)
+        except OSError as error:
+            raise ConfigError(
+                f"Selector(directory={str(self.directory)!r}) cannot be used: {error}. Name a folder to write to."
+            ) from error
 
     def _autosave(self) -> None:
-        """Write the state of this commit; a disk that refuses degrades the run, it never stops it."""
-        if self._snapshots is None:
+        """Make this commit durable; a disk that refuses degrades the run, it never stops it."""
+        if self._files is None:
             return
+        rows = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, dtype=np.int64)
         try:
-            self._snapshots.write(self._number, *saved.content(self))
+            self.metrics["commit_bytes"] = float(self._files.commit(*saved.content(self), rows))
+            self.metrics["journal_degraded"] = 0.0
+            self._touched = []
+            self._tell()
+        except MethodError as error:
+            self._touched = []
+            self.problem(MethodError(f"{self.method.name}: {error}"))
         except (OSError, StateError) as error:
+            self._touched = [rows]
+            self.metrics["journal_degraded"] = 1.0
             self.problem(
                 StateError(
                     f"Selector(directory={str(self.directory)!r}): the state of step {self._number} could not be written: "
-                    f"{error} The run goes on; the last written state stands."
+                    f"{error} The run goes on, and each commit tries again; until then the last written state stands."
                 )
             )
+
+    def _tell(self) -> None:
+        """Say what became of the directory that the user should know."""
+        if self._files is not None:
+            notes, self._files.notes = self._files.notes, []
+            for note in notes:
+                self._warn(note)
 
     def watch(self, function: Callable[[Groups, Verdicts], None]) -> None:
         """Call `function(groups, verdicts)` with all decided groups, dropped ones too: for logs. A failure is a problem."""

@@ -1,28 +1,121 @@
 """One saved state in one file: named arrays in safetensors, a JSON header, a hash over both. No pickle, never half written.
 
-Written to a temporary file in the same folder, flushed to disk, then renamed: a reader finds the old file or the new one.
-`Snapshots` keeps the newest ones of a run in one directory.
+Written to a temporary file in the same folder, flushed to disk, then renamed: a reader finds the old file or the new one. Read
+with suspicion: sizes are bounded before anything is allocated, and whatever is wrong ends in a `StateError`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import stat
+import struct
 import uuid
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgewise.errors import ConfigError, StateError, StateMismatchError, StateVersionError
+from edgewise.errors import StateError, StateMismatchError, StateVersionError
+from edgewise.migrations import migrated
 from edgewise.types import Array
 
-FORMAT = 1
-"""Number of the file format written here. A reader refuses a larger one."""
+FORMAT = 2
+"""Number of the file format written here. A reader refuses a larger one and migrates a smaller one."""
 
-_MOST_HEADER = 40_000_000  # characters; safetensors reads headers up to 100 MB, and ours stands in one with its quotes escaped
+MOST_BYTES = 1 << 33
+"""Of a file that is read where the caller knows no better bound."""
+
+_MOST_HEADER = 1 << 22
+"""Bytes of a header. Parsed JSON takes some twenty times its text: this keeps a hostile one within a tenth of a gigabyte."""
+
+
+def encode(header: dict[str, Any], arrays: dict[str, Array]) -> bytes:
+    """The bytes of a state: a safetensors file whose metadata hold the header and a SHA-256 over header and arrays.
+
+    header: JSON-able, without NaN.  arrays: bool, integer or float arrays by name. Raises StateError for anything else.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    wrong = sorted(name for name, array in arrays.items() if array.dtype.kind not in "biuf")
+    if wrong:
+        raise StateError(f"a state holds bool, integer and float arrays, got {arrays[wrong[0]].dtype} for {wrong[0]!r}.")
+    plain = {
+        name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
+        for name, array in arrays.items()
+    }
+    try:
+        text = json.dumps({"format": FORMAT, **header}, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise StateError(f"the header of the state is no JSON: {error}.") from error
+    data = to_bytes(plain, metadata={"edgewise": text, "sha256": _digest(text, plain)})
+    if int.from_bytes(data[:8], "little") > _MOST_HEADER:
+        raise StateError(f"the header of the state has more than {_MOST_HEADER:,} bytes and could not be read back.")
+    return data
+
+
+def decode(data: bytes, where: str, *, as_is: bool = False) -> tuple[dict[str, Any], dict[str, Array]]:
+    """The inverse of `encode`: (header, arrays), brought to the present format unless they are wanted `as_is`.
+
+    where: names the bytes in messages.
+
+    Raises StateError for what is torn, flipped or no state at all; StateVersionError for what is newer than FORMAT.
+    """
+    from safetensors.numpy import load as from_bytes
+
+    try:
+        text, digest = _metadata(data, where)
+        header = _parsed(text)
+        if not isinstance(header, dict) or type(header.get("format")) is not int or header["format"] < 1:
+            raise StateError(f"{where}: the header is not an edgewise header.")
+        if header["format"] > FORMAT:
+            raise StateVersionError(
+                f"{where} has state format {header['format']}, written by edgewise {header.get('edgewise', '?')}; this "
+                f"edgewise reads up to format {FORMAT}. Install edgewise>={header.get('edgewise', '?')}."
+            )
+        arrays = {name: np.array(array) for name, array in from_bytes(data).items()}
+        if _digest(text, arrays) != digest:
+            raise StateError(f"{where} is damaged: its SHA-256 does not match its content. Use an older state.")
+        return (header, arrays) if as_is or header["format"] == FORMAT else migrated(header, arrays, where)
+    except StateError:
+        raise
+    except Exception as error:  # whatever a reader makes of foreign bytes
+        raise StateError(f"{where} cannot be read as a saved state: {_short(error)}. Use an older state.") from error
+
+
+def _short(error: Exception) -> str:
+    text = f"{type(error).__name__}: {error}"
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
+def _metadata(data: bytes, where: str) -> tuple[str, str]:
+    """Header text and digest. Raises StateError where the bytes are no state of ours."""
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(_MOST_HEADER, len(data) - 8):
+        raise StateError(f"{where} is no saved state, or only part of one: its header would have {length:,} bytes.")
+    outer = _parsed(data[8 : 8 + length].decode())
+    metadata = outer.get("__metadata__") if isinstance(outer, dict) else None
+    if not isinstance(metadata, dict) or not {"edgewise", "sha256"} <= metadata.keys():
+        raise StateError(f"{where} is a safetensors file but no edgewise state: it has no edgewise header.")
+    return metadata["edgewise"], metadata["sha256"]
+
+
+def _parsed(text: str) -> Any:
+    """JSON in which no name stands twice in one object, and no number is NaN or infinite."""
+    return json.loads(text, object_pairs_hook=_once, parse_constant=_refused)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands twice in one object")
+    return found
+
+
+def _refused(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")
 
 
 def _digest(header: str, arrays: dict[str, Array]) -> str:
@@ -37,28 +130,20 @@ def _digest(header: str, arrays: dict[str, Array]) -> str:
 def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str, Array]) -> int:
     """Write a state atomically and return its size in bytes.
 
-    header: JSON-able, without NaN.  arrays: bool, integer or float arrays by name.
+    header and arrays: as `encode` takes them.
     Raises OSError if the disk refuses, StateError if the content cannot be written; what stood at `path` is then untouched.
     """
-    from safetensors.numpy import save as to_bytes
-
     target = Path(path)
-    wrong = sorted(name for name, array in arrays.items() if array.dtype.kind not in "biuf")
-    if wrong:
-        raise StateError(
-            f"{target}: a state holds bool, integer and float arrays, got {arrays[wrong[0]].dtype} for {wrong[0]!r}."
-        )
-    plain = {
-        name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
-        for name, array in arrays.items()
-    }
     try:
-        text = json.dumps({"format": FORMAT, **header}, sort_keys=True, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise StateError(f"{target}: the header of the state is no JSON: {error}.") from error
-    if len(text) > _MOST_HEADER:
-        raise StateError(f"{target}: the header of the state has {len(text):,} characters and could not be read back.")
-    data = to_bytes(plain, metadata={"edgewise": text, "sha256": _digest(text, plain)})
+        data = encode(header, arrays)
+    except StateError as error:
+        raise StateError(f"{target}: {error}") from error
+    write(target, data)
+    return len(data)
+
+
+def write(target: Path, data: bytes) -> None:
+    """Put `data` at `target`: all of it or, whatever happens, what was there before. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
@@ -68,53 +153,72 @@ def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str,
             os.fsync(file.fileno())
         os.replace(temporary, target)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a failing disk: the first error is the one to tell
+            temporary.unlink(missing_ok=True)
         raise
-    folder = os.open(target.parent, os.O_RDONLY)
+    sync_folder(target.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names in `folder` durable. Raises OSError."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)
+        os.fsync(opened)
     finally:
-        os.close(folder)
-    return len(data)
+        os.close(opened)
 
 
-def load(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Array]]:
+def load(path: str | os.PathLike[str], most: int = MOST_BYTES) -> tuple[dict[str, Any], dict[str, Array]]:
     """Read a state and check it. Returns (header, arrays).
 
+    most: bytes that the file may have at most; larger ones are refused unread.
     Raises StateError if the file is missing, torn, flipped or no state at all; StateVersionError if it is newer than FORMAT.
     """
-    from safetensors import safe_open
+    return decode(read(Path(path), most), str(path))
 
-    source = Path(path)
-    if not source.is_file():
-        raise StateError(f"No saved state at {source}: there is no such file.")
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The header of a state, unchecked: quick, and good enough to find out which file to `load`. Raises StateError."""
+    data = read(path, MOST_BYTES, first=8 + _MOST_HEADER)
     try:
-        with safe_open(source, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            if "edgewise" not in metadata or "sha256" not in metadata:
-                raise StateError(f"{source} is a safetensors file but no edgewise state: it has no edgewise header.")
-            text = metadata["edgewise"]
-            header = json.loads(text)
-            if not isinstance(header, dict) or not isinstance(header.get("format"), int):
-                raise StateError(f"{source}: the header is not an edgewise header.")
-            if header["format"] > FORMAT:
-                raise StateVersionError(
-                    f"{source} has state format {header['format']}, written by edgewise {header.get('edgewise', '?')}; this "
-                    f"edgewise reads up to format {FORMAT}. Install edgewise>={header.get('edgewise', '?')}."
-                )
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        header = _parsed(_metadata(data, str(path))[0])
     except StateError:
         raise
-    except Exception as error:  # whatever a reader makes of foreign bytes
-        raise StateError(f"{source} cannot be read as a saved state: {error}. Use an older state.") from error
-    if _digest(text, arrays) != metadata["sha256"]:
-        raise StateError(f"{source} is damaged: its SHA-256 does not match its content. Use an older state.")
-    return header, arrays
+    except Exception as error:
+        raise StateError(f"{path} cannot be read as a saved state: {_short(error)}. Use an older state.") from error
+    if not isinstance(header, dict):
+        raise StateError(f"{path}: the header is not an edgewise header.")
+    return header
+
+
+def read(source: Path, most: int, first: int | None = None) -> bytes:
+    """The bytes of a regular file of at most `most` bytes, or the `first` of them.
+
+    Raises StateError: for a link, a device and a larger file, too. Read into memory, not mapped: a mapped file that shrinks
+    kills the process.
+    """
+    try:
+        file = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise StateError(f"No saved state at {source}: there is no such file.") from None
+    except (OSError, ValueError) as error:
+        link = " It is a symbolic link, which is not followed." if os.path.islink(source) else ""
+        raise StateError(f"{source} cannot be opened: {error}.{link}") from error
+    with os.fdopen(file, "rb") as opened:
+        found = os.fstat(opened.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise StateError(f"{source} is no regular file and no saved state.")
+        if found.st_size > most:
+            raise StateError(f"{source} has {found.st_size:,} bytes, more than any state of this run could ({most:,}).")
+        try:
+            return opened.read(most if first is None else first)
+        except (OSError, MemoryError) as error:
+            raise StateError(f"{source} cannot be read: {error}.") from error
 
 
 def require_same(saved: dict[str, Any], live: dict[str, Any], where: str) -> None:
     """Raise StateMismatchError listing every field of `live` that the saved header contradicts, fields of fields by name."""
-    wrong = _differences(saved, live)
+    wrong = differences(saved, live)
     if wrong:
         raise StateMismatchError(
             f"{where} belongs to another run; nothing was loaded:\n  "
@@ -123,77 +227,13 @@ def require_same(saved: dict[str, Any], live: dict[str, Any], where: str) -> Non
         )
 
 
-def _differences(saved: dict[str, Any], live: dict[str, Any], prefix: str = "") -> list[str]:
+def differences(saved: dict[str, Any], live: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields that differ, as "name: saved x, this run y"."""
     found: list[str] = []
     for key in [*live, *(k for k in saved if k not in live and prefix)]:
         old, new = saved.get(key), live.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{key}.")
+            found += differences(old, new, f"{prefix}{key}.")
         elif old != new:
             found.append(f"{prefix}{key}: saved {old!r}, this run {new!r}")
     return found
-
-
-class Snapshots:
-    """The states that one run keeps in one directory: a file per committed step, of which the two newest stay.
-
-    There is one writer. Another one is noticed by its mark in the newest file, and this one then refuses to write: two runs
-    in one directory would delete each other's states.
-    """
-
-    _PATTERN = "selector-*.safetensors"
-
-    def __init__(self, directory: Path) -> None:
-        """Make the directory and clear away what a killed writer left half written. Raises ConfigError."""
-        self.directory = directory
-        self.writer = uuid.uuid4().hex
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            for orphan in directory.glob(f".{self._PATTERN}.*.tmp"):
-                orphan.unlink(missing_ok=True)
-        except OSError as error:
-            raise ConfigError(
-                f"Selector(directory={str(directory)!r}) cannot be used: {error}. Name a folder to write to."
-            ) from error
-        self._known = {self.writer, *(self._writer_of(file) for file in self.found())}
-
-    def found(self) -> list[Path]:
-        """The states that are there, newest first."""
-        return sorted(self.directory.glob(self._PATTERN), reverse=True)
-
-    def set_aside(self, files: Sequence[Path]) -> None:
-        """Keep `files` under a name that is never read again."""
-        for file in files:
-            try:
-                file.rename(file.with_suffix(f".{self.writer[:8]}.superseded"))
-            except FileNotFoundError:  # another process of this run was faster
-                continue
-
-    def write(self, step: int, header: dict[str, Any], arrays: dict[str, Array]) -> None:
-        """Write the state of a commit; states of later steps, which a rewound run left behind, are set aside.
-
-        Raises OSError as `save` does, StateError if another selector writes here.
-        """
-        newest = self.found()[:1]
-        if newest and self._writer_of(newest[0]) not in self._known:
-            raise StateError(
-                f"Selector(directory={str(self.directory)!r}): another selector writes there too ({newest[0].name} is not "
-                "ours). This one no longer does; give each run a directory of its own."
-            )
-        target = self.directory / f"selector-{step:09d}.safetensors"
-        save(target, {**header, "writer": self.writer}, arrays)
-        states = self.found()
-        self.set_aside([file for file in states if file.name > target.name])
-        for old in [file for file in states if file.name <= target.name][2:]:
-            old.unlink(missing_ok=True)
-
-    def _writer_of(self, file: Path) -> str | None:
-        """The mark of who wrote a state; our own for a file that cannot be read, for then nobody else's is known."""
-        from safetensors import safe_open
-
-        try:
-            with safe_open(file, framework="numpy") as opened:
-                header = json.loads((opened.metadata() or {})["edgewise"])
-            return str(header.get("writer"))
-        except Exception:
-            return self.writer

@@ -45,6 +45,9 @@ ROLLOUT_SIGNALS: frozenset[Signal] = frozenset({ROLLOUT_ENTROPY})
 MATRIX_SIGNALS: frozenset[Signal] = frozenset({EMBEDDING, ANCHOR_RATES, HIDDEN_ANGLES})
 """Signals with one vector a prompt, (n, d); all others are one number a prompt, (n,)."""
 
+MOST_ROLLOUTS = 2**16
+"""Of one request or continuation: more is a method's mistake, found before anything is allocated or generated."""
+
 Status: TypeAlias = Literal["ok", "truncated", "failed", "cancelled"]
 """`truncated` rollouts carry a reward like `ok` ones; `failed` and `cancelled` ones carry none (missing is not zero)."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from edgewise import outcomes
+from edgewise.tickets import packed, unpacked
 from edgewise.types import GROUP_ARRAYS, Array, Groups, Ints, Ticket
 
 
@@ -106,43 +106,48 @@ class Waiting:
 
     # -- saved -----------------------------------------------------------------------------------------------------
 
-    def header(self) -> list[dict[str, Any]]:
-        """What of it goes into the header of a saved state, oldest first."""
-        held = [self._begun[seq] for seq in self.seqs]
-        return [
-            {"ticket": asdict(b.first), "parts": b.parts, "wanted": b.wanted, "not_before": b.not_before, "asked": b.asked}
-            for b in held
-        ]
-
     def arrays(self) -> dict[str, Array]:
-        """The rest of it, as arrays; empty where nothing waits."""
-        if not self._begun:
-            return {}
-        groups = outcomes.joined([self._begun[seq].group for seq in self.seqs])
-        return {f"waiting_{name}": getattr(groups, name) for name in GROUP_ARRAYS}
+        """What a saved state keeps: two tables, and the rollouts so far where a group waits."""
+        held = [self._begun[seq] for seq in self.seqs]
+        more = [(b.wanted, b.not_before, -1 if b.asked is None else b.asked, len(b.parts)) for b in held]
+        parts = [(b.first.seq, seq, rollouts) for b in held for seq, rollouts in b.parts]
+        arrays = {
+            "table/waiting": np.hstack([packed(b.first for b in held), np.array(more, dtype=np.int64).reshape(-1, 4)]),
+            "table/waiting_parts": np.array(parts, dtype=np.int64).reshape(-1, 3),
+        }
+        if held:
+            groups = outcomes.joined([b.group for b in held])
+            arrays |= {f"selector/waiting_{name}": getattr(groups, name) for name in GROUP_ARRAYS}
+        return arrays
 
     @classmethod
-    def restored(cls, header: Sequence[dict[str, Any]], arrays: dict[str, Array]) -> Waiting:
-        """The inverse. Raises KeyError, TypeError, ValueError or IndexError for anything that does not fit."""
+    def restored(cls, arrays: Mapping[str, Array], ids: Sequence[str]) -> Waiting:
+        """The inverse, for a pool of these `ids`. Raises KeyError, TypeError, ValueError, IndexError for what does not fit."""
         waiting = cls()
-        if not header:
+        table, all_parts = arrays["table/waiting"], arrays["table/waiting_parts"]
+        tickets = tuple(unpacked(np.ascontiguousarray(table[:, :8]), ids))
+        if all_parts.ndim != 2 or all_parts.shape[1] != 3 or table.shape[1] != 12 or all_parts.dtype != np.int64:
+            raise ValueError("the tables of groups that wait have another shape")
+        if table[:, 11].sum() != len(all_parts) or (len(table) and table[:, 11].min() < 1):
+            raise ValueError("the groups that wait and their parts do not agree")
+        if not tickets:
             return waiting
-        tickets = tuple(Ticket(**entry["ticket"]) for entry in header)
-        columns = {name: np.array(arrays[f"waiting_{name}"]) for name in GROUP_ARRAYS}
+        columns = {name: np.array(arrays[f"selector/waiting_{name}"]) for name in GROUP_ARRAYS}
         groups = Groups(tickets=tickets, **columns)
         _require_sound(groups)
-        for i, entry in enumerate(header):
-            asked = None if entry["asked"] is None else int(entry["asked"])
-            parts = tuple((int(seq), int(rollouts)) for seq, rollouts in entry["parts"])
-            begun = Begun(groups.select(np.array([i])), parts, int(entry["wanted"]), int(entry["not_before"]), asked)
+        at = 0
+        for i, (wanted, not_before, asked, n) in enumerate(table[:, 8:].tolist()):
+            mine, at = all_parts[at : at + n].tolist(), at + n
+            parts = tuple((seq, rollouts) for _, seq, rollouts in mine)
+            begun = Begun(groups.select(np.array([i])), parts, wanted, not_before, None if asked < 0 else asked)
             rollouts = [n for _, n in parts]
+            if any(first != begun.first.seq for first, _, _ in mine):
+                raise ValueError("a part belongs to no group that waits")
             if min(rollouts) < 1 or sum(rollouts) != groups.asked[i] or parts[0] != (begun.first.seq, begun.first.rollouts):
                 raise ValueError(f"a group that waits has {groups.asked[i]} rollouts, its parts are {parts}")
             if begun.wanted < 1:
                 raise ValueError(f"a group waits for {begun.wanted} rollouts")
             waiting._begun[begun.first.seq] = begun
-        if len(waiting) != len(header):
-            raise ValueError("a group waits twice")
         return waiting
 
 
@@ -201,10 +206,13 @@ class Retired:
         return np.array([row for row, until in self._until.items() if until <= epoch], dtype=np.int64)
 
     def arrays(self) -> dict[str, Array]:
-        """What a saved state keeps."""
-        return {"retired": np.array(list(self._until.items()), dtype=np.int64).reshape(-1, 2)} if self._until else {}
+        """What a saved state keeps: (row, pass), by row."""
+        return {"table/retired": np.array(sorted(self._until.items()), dtype=np.int64).reshape(-1, 2)}
 
     @classmethod
-    def restored(cls, arrays: dict[str, Array]) -> Retired:
-        """The inverse."""
-        return cls({int(row): int(until) for row, until in arrays.get("retired", np.empty((0, 2), dtype=np.int64)).tolist()})
+    def restored(cls, arrays: Mapping[str, Array]) -> Retired:
+        """The inverse. Raises KeyError or ValueError for what does not fit."""
+        table = arrays["table/retired"]
+        if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 2 or (np.diff(table[:, 0]) <= 0).any():
+            raise ValueError("retired prompts must be a sorted table (n, 2) of int64")
+        return cls(dict(table.tolist()))

@@ -1,0 +1,106 @@
+"""Records appended to a file, each found damaged by its own digest, each chained to the state that it was made from.
+
+A record names the state before it (`prev`) and the one after it: its own digest. So a change is never applied to another state
+than the one it was computed from, whatever became of the files; and the states of a run form a tree that any reader can walk
+(`directory.py`). A tail that a crash left behind is recognised, and nothing is ever appended to it.
+
+    magic 8 | payload bytes u64 | fence u32 | zero u32 | commit u64 | step u64 | prev 16 | digest 16 | payload
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgewise.state import read
+
+MAGIC = b"EDGEWJ1\n"
+_HEAD = struct.Struct("<8sQIIQQ16s")
+_DIGEST = 16
+FRAME = _HEAD.size + _DIGEST
+"""Bytes of a record beside its payload."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One record. `digest` (16 bytes) identifies the state after it, `prev` the one before it.
+
+    fence: number of the writer's lease.  commit: how manieth state of the run this is.  step: selector steps committed.
+    at: where it starts in its file.  payload: where its payload lies in that file.
+    """
+
+    fence: int
+    commit: int
+    step: int
+    prev: bytes
+    digest: bytes
+    at: int
+    payload: slice
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What a journal holds: its whole records up to the first byte that cannot be read.
+
+    good: bytes up to there.  bad: bytes from there on, 0 for a sound file.  torn: that tail is what a crash leaves (an
+    unfinished last record, or zeros), not damage in the middle.
+    """
+
+    data: bytes
+    records: tuple[Record, ...]
+    good: int
+    bad: int
+    torn: bool
+
+
+def frame(fence: int, commit: int, step: int, prev: bytes, payload: bytes) -> tuple[bytes, bytes]:
+    """(the bytes of one record, its digest)."""
+    head = _HEAD.pack(MAGIC, len(payload), fence, 0, commit, step, prev)
+    digest = hashlib.blake2b(head + payload, digest_size=_DIGEST).digest()
+    return head + digest + payload, digest
+
+
+def scan(path: Path, most: int) -> Scan:
+    """Read a journal of at most `most` bytes. Raises StateError if the file cannot be read at all."""
+    data = read(path, most)
+    records: list[Record] = []
+    at = 0
+    while (record := _record(data, at)) is not None:
+        records.append(record)
+        at = record.payload.stop
+    tail = data[at:]
+    torn = not tail.strip(b"\0") or _unfinished(tail)
+    return Scan(data, tuple(records), at, len(tail), torn)
+
+
+def _record(data: bytes, at: int) -> Record | None:
+    """The record that starts at `at`; None if there is no whole and sound one."""
+    if len(data) - at < FRAME:
+        return None
+    magic, length, fence, zero, commit, step, prev = _HEAD.unpack_from(data, at)
+    start = at + FRAME
+    if magic != MAGIC or zero or length > len(data) - start:
+        return None
+    digest = data[at + _HEAD.size : start]
+    head = data[at : at + _HEAD.size]
+    if hashlib.blake2b(head + data[start : start + length], digest_size=_DIGEST).digest() != digest:
+        return None
+    return Record(fence, commit, step, prev, digest, at, slice(start, start + length))
+
+
+def _unfinished(tail: bytes) -> bool:
+    """Whether the tail is the beginning of one record that was never finished: zeros may stand where nothing was written."""
+    if not MAGIC.startswith(tail[: len(MAGIC)].rstrip(b"\0")):
+        return False
+    return tail.find(MAGIC, 1) < 0  # a whole record behind it: no crash of a writer leaves that
+
+
+def append(file: int, data: bytes) -> None:
+    """Append a record to an open file and wait until it is on disk. Raises OSError: what the file ends with is then unknown."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(file, view) :]
+    os.fsync(file)

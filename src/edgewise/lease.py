@@ -1,0 +1,295 @@
+"""Who may write in a directory: one writer at a time, each with a number higher than all before it.
+
+A writer holds `writer-<number>.json`. It keeps a lock on that file, which the kernel drops with the process, and lets a thread
+count in it every few seconds. Before it writes anything it looks whether a higher number exists: then it lost the directory,
+and stops. Whoever comes second learns from lock and count whether the first is alive, and is refused, or takes the next number:
+
+- the lock is free and the holder ran on this kernel: it is dead, and the directory is free at once;
+- the lock is held by a process that counted within `PATIENCE_S`: it is alive, and the second is refused at once;
+- nothing is known of the lock (another machine, a file system without locks, children that outlive their parent and keep it):
+  it is watched. A count that stands still for `PATIENCE_S`, by our own monotonic clock, belongs to a dead or a frozen writer.
+  Clocks of two machines are never compared.
+
+Nothing here is needed to read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import sys
+import threading
+import time
+import uuid
+import weakref
+from pathlib import Path
+from typing import Any
+
+from edgewise.errors import StateError, StateInUseError
+
+BEAT_S = 2.0
+"""Seconds between two counts of a living writer."""
+PATIENCE_S = 20.0
+"""A count that stands still for so long belongs to a writer that is dead or frozen."""
+
+_MOST = 4096  # bytes of a lease file
+_MINE = uuid.uuid4().hex  # this process, as long as it lives; a fork notices by its pid
+
+
+def _kernel() -> str:
+    """Names the running kernel: locks and monotonic clocks are shared by all that runs on one."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"host {socket.gethostname()}"
+
+
+def numbers(directory: Path) -> list[int]:
+    """Numbers of all leases in `directory`, ascending. Raises OSError."""
+    found = []
+    for name in os.listdir(directory):
+        stem, dot, ending = name.partition(".")
+        digits = stem.removeprefix("writer-")
+        if dot and ending == "json" and digits != stem and digits.isascii() and digits.isdigit() and len(digits) < 10:
+            found.append(int(digits))
+    return sorted(found)
+
+
+def file_of(directory: Path, number: int) -> Path:
+    """Where lease `number` is kept."""
+    return directory / f"writer-{number:06d}.json"
+
+
+def holder(directory: Path) -> dict[str, Any]:
+    """What the newest lease says: fence, host, pid, started, released; empty if there is none or it cannot be read."""
+    try:
+        found = numbers(directory)
+        return _said(_content(file_of(directory, found[-1]))) if found else {}
+    except OSError:
+        return {}
+
+
+class Lease:
+    """The right to write in `directory`, from now until `release`, until a higher number appears, or until this process forks.
+
+    `fence` is its number. Raises StateInUseError if a living writer holds the directory, OSError if the disk refuses.
+    """
+
+    def __init__(self, directory: Path, least: int = 1) -> None:
+        """least: the lowest number to take."""
+        self.directory = directory
+        self._pid = os.getpid()
+        self._kernel = _kernel()
+        self.took_over = ""
+        """Who had it before and did not give it back, in words; empty if nobody."""
+        while True:
+            found = numbers(directory)
+            if found:
+                self._make_sure_it_is_free(found[-1])
+            self.fence = max(least, found[-1] + 1 if found else 1)
+            self.path = file_of(directory, self.fence)
+            try:
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+                break
+            except FileExistsError:
+                continue  # another was faster; it is alive
+        try:
+            self._lock()
+            self._said = self._write()
+            self._give_way_to(numbers(directory))
+            for number in found:
+                file_of(directory, number).unlink(missing_ok=True)
+        except BaseException:
+            os.close(self._file)
+            raise
+        heart = _Heart(self._file, len(self._said), self._pid)
+        self._end = weakref.finalize(self, heart.end)
+        threading.Thread(target=heart.beat, name="edgewise-lease", daemon=True).start()
+
+    def require_own_process(self) -> None:
+        """Raise StateError in a fork of the process that took the lease."""
+        if os.getpid() != self._pid:
+            raise StateError(
+                f"this process ({os.getpid()}) is a fork of the writer of {self.directory} ({self._pid}) and may only read. "
+                "Commit in the process that made the Selector."
+            )
+
+    def require(self) -> None:
+        """Raise StateError unless this may still write; OSError if the directory cannot be read."""
+        self.require_own_process()
+        self._give_way_to(numbers(self.directory))
+        if not self._end.alive and self.path.exists():
+            raise StateError(f"the lease on {self.directory} was given back.")
+
+    def release(self) -> None:
+        """Give it back, so that the next writer need not ask whether this one is alive."""
+        if os.getpid() == self._pid:
+            self._end()
+
+    def _give_way_to(self, found: list[int]) -> None:
+        if found and found[-1] > self.fence:
+            said = holder(self.directory)
+            raise StateInUseError(
+                f"another writer took over {self.directory}: {_words(said)}. This one (lease {self.fence}) writes no more; "
+                "give each run a directory of its own."
+            )
+
+    # -- whether the one before us is alive ----------------------------------------------------------------------------
+
+    def _make_sure_it_is_free(self, number: int) -> None:
+        file = file_of(self.directory, number)
+        try:
+            content = _content(file)
+        except FileNotFoundError:  # it was just taken over by another
+            return
+        said = _said(content)
+        if said.get("released") or said.get("process") == _MINE and said.get("pid") == self._pid:
+            return  # given back; or ours: a notebook that makes its selector once more
+        here = said.get("kernel") == self._kernel
+        age = (time.monotonic_ns() - said["counted_ns"]) / 1e9 if here and "counted_ns" in said else None
+        if age is None or age < 0:
+            age = 0.0  # another machine's clock says nothing
+        if not (here and _is_locked(file) is False):
+            alive = here and age < PATIENCE_S and _exists(said.get("pid"))
+            if alive or self._moves(file, content, PATIENCE_S - age, said):
+                raise StateInUseError(
+                    f"{self.directory} is in use by {_words(said)}, last heard of {age:.0f} s ago. Stop that run, or give this "
+                    "one a directory of its own."
+                )
+        self.took_over = _words(said)
+
+    def _moves(self, file: Path, content: bytes, patience: float, said: dict[str, Any]) -> bool:
+        """Whether the writer counts while we look."""
+        if patience > 1:
+            text = f"edgewise: {self.directory} may still be in use by {_words(said)}; watching it for {patience:.0f} s."
+            print(text, file=sys.stderr, flush=True)
+        until = time.monotonic() + patience
+        while time.monotonic() < until:
+            time.sleep(min(0.2, patience))
+            try:
+                now = _content(file)  # opened anew each time, as network file systems ask for
+            except FileNotFoundError:
+                return True  # someone else took over: ask again
+            if _said(now).get("released"):
+                return False
+            if now != content:
+                return True
+        return False
+
+    # -- our own file --------------------------------------------------------------------------------------------------
+
+    def _lock(self) -> None:
+        for _ in range(100):
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                time.sleep(0.01)  # somebody just tries whether we are alive
+            except OSError:
+                return  # a file system without locks: the count alone says that we live
+
+    def _write(self) -> bytes:
+        said = {
+            "fence": self.fence, "host": socket.gethostname(), "pid": self._pid, "process": _MINE, "kernel": self._kernel,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
+        }  # fmt: skip
+        line = json.dumps(said).encode() + b"\n"
+        os.pwrite(self._file, line + _count(0), 0)
+        os.fsync(self._file)
+        return line
+
+
+def _count(beats: int) -> bytes:
+    return f"{beats:012d} {time.monotonic_ns():020d}\n".encode()
+
+
+class _Heart:
+    """Counts in a lease file from a thread of its own. It does not know its lease, which can so become garbage."""
+
+    def __init__(self, file: int, at: int, pid: int) -> None:
+        """file: open, written at byte `at` by process `pid` only, closed by `end`."""
+        self._file, self._at, self._pid = file, at, pid
+        self._stop = threading.Event()
+        self._writing = threading.Lock()  # or the count could land in another file, opened under the number of a closed one
+
+    def beat(self) -> None:
+        """Until `end`. A count that cannot be written changes nothing here: others will draw their conclusions."""
+        beats = 0
+        while not self._stop.wait(BEAT_S):
+            beats += 1
+            with self._writing:
+                if not self._stop.is_set():
+                    _try_to_write(self._file, _count(beats), self._at)
+
+    def end(self) -> None:
+        """Say that the lease was given back: at `release`, when its owner is garbage, or when the interpreter exits."""
+        if os.getpid() != self._pid:
+            return
+        self._stop.set()
+        with self._writing:
+            _try_to_write(self._file, b"released".ljust(len(_count(0)) - 1) + b"\n", self._at)
+            os.close(self._file)
+
+
+def _try_to_write(file: int, data: bytes, at: int) -> None:
+    with contextlib.suppress(OSError):
+        os.pwrite(file, data, at)
+
+
+def _content(file: Path) -> bytes:
+    opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        return os.read(opened, _MOST)
+    finally:
+        os.close(opened)
+
+
+def _said(content: bytes) -> dict[str, Any]:
+    """What a lease file says; empty for one that cannot be read, such as one that is just being made."""
+    line, _, count = content.partition(b"\n")
+    try:
+        said = json.loads(line)
+        if not isinstance(said, dict):
+            return {}
+        if count.startswith(b"released"):
+            return said | {"released": True}
+        return said | {"counted_ns": int(count.split()[1])}
+    except (ValueError, IndexError, RecursionError):
+        return {}
+
+
+def _words(said: dict[str, Any]) -> str:
+    if not said:
+        return "an unknown writer"
+    return f"process {said.get('pid')} on host {said.get('host')!r} (lease {said.get('fence')}, since {said.get('started')})"
+
+
+def _exists(pid: Any) -> bool:
+    """Whether a process of this number runs, as far as this one may know (not across containers)."""
+    try:
+        os.kill(int(pid), 0)
+    except PermissionError:
+        return True
+    except (OSError, TypeError, ValueError, OverflowError):
+        return False
+    return True
+
+
+def _is_locked(file: Path) -> bool | None:
+    """Whether a process of this kernel (or of any, on file systems that share locks) holds it; None where that is not known."""
+    try:
+        opened = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return None
+    finally:
+        os.close(opened)
