@@ -73,7 +73,14 @@ def links_out(folder: Path) -> list[Path]:
         entries = [folder, *folder.iterdir()] if folder.is_dir() else [folder]
     except OSError:
         entries = [folder]
-    return sorted(entry for entry in entries if entry.is_symlink() and not entry.resolve().is_relative_to(home))
+    return sorted(entry for entry in entries if entry.is_symlink() and not _leads_to(entry, home))
+
+
+def _leads_to(link: Path, home: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(home)
+    except (OSError, RuntimeError):  # to itself
+        return False
 
 
 def _regular(path: str | os.PathLike[str], flags: int) -> int:

@@ -127,8 +127,8 @@ def refuse_links(folder: Path) -> None:
     links = foreign.links_out(folder)
     if links:
         raise ConfigError(
-            f"{links[0]} is a symbolic link out of {folder.parent}: the run would write to {links[0].resolve()}. "
-            "Remove it, or give another --out."
+            f"{links[0]} is a symbolic link out of {folder.parent} (to {shown(os.readlink(links[0]))}); the run would write "
+            "there. Remove it, or give another --out."
         )
 
 
