@@ -54,10 +54,12 @@ def _from_1(header: Header, arrays: Arrays) -> tuple[Header, Arrays]:
     in_flight = [_ticket(entry) for entry in _list(header["in_flight"])]
     newest = max((ticket.policy_version for ticket in in_flight), default=0)
     tables = {"table/in_flight": _table(in_flight), "table/retired": _retired(arrays.get("selector/retired"))}
+    tables |= {"table/expired": _table([]), "selector/last_take": np.empty(0, dtype=np.int64)}  # there were none then
     waiting, parts = _waiting(_list(header.get("waiting", [])), arrays)
     tables |= {"table/waiting": waiting, "table/waiting_parts": parts}
     left = {name: array for name, array in arrays.items() if name != "selector/retired"}
-    return {**kept, "policy_version": header.get("policy_version", newest), "format": 2}, left | tables
+    policy_version = header.get("policy_version", newest)
+    return {**kept, "policy_version": policy_version, "last_take": None, "format": 2}, left | tables
 
 
 def _waiting(entries: list[Any], arrays: Arrays) -> tuple[Ints, Ints]:

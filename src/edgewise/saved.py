@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,7 +58,9 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
     arrays |= {f"{_SHARED}{k}": np.asarray(v) for k, v in held.shared.items()}
     arrays |= {f"selector/{k}": v for k, v in selector._premise.arrays().items()}
     arrays |= selector._waiting.arrays() | selector._retired.arrays()
-    arrays["table/in_flight"] = packed(selector._open.values())
+    arrays |= {"table/in_flight": packed(selector._open.values()), "table/expired": packed(selector._expired.values())}
+    name, seqs = selector._last_take or (None, [])
+    arrays["selector/last_take"] = np.array(seqs, dtype=np.int64)
     header = {
         "edgewise": __version__,
         "numpy": np.__version__,
@@ -68,6 +71,7 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
         "position": selector._stream.position,
         "next_seq": selector._next_seq,
         "policy_version": selector._streaming.view.policy_version,
+        "last_take": name,
         "totals": dict(selector._totals),
         "metrics": {name: float(value) for name, value in selector.metrics.items() if math.isfinite(value)},
     }
@@ -92,20 +96,11 @@ def take_up(selector: Selector, header: dict[str, Any], arrays: dict[str, Array]
     """Become the selector that this content was saved of. Everything is checked before anything is changed."""
     identity = header.get("identity", {})
     state.require_same(identity if isinstance(identity, dict) else {}, _identity(selector), f"The saved state {where}")
-    pool, premise = selector.pool, EntropyPremise()
     try:
-        tickets = unpacked(arrays["table/in_flight"], pool.ids)
-        waiting, retired = Waiting.restored(arrays, pool.ids), Retired.restored(arrays)
-        number, position, next_seq, version = (
-            _whole(header[name]) for name in ("step", "position", "next_seq", "policy_version")
-        )
-        run_id = str(header["run_id"])
-        totals, metrics = ({str(name): _finite(value) for name, value in header[of].items()} for of in ("totals", "metrics"))
-        if not totals.keys() <= selector._totals.keys():
-            raise ValueError(f"there are no totals of {sorted(totals.keys() - selector._totals.keys())}")
-        _require_sound(tickets, waiting, retired, len(pool), number, position, next_seq)
+        kept = Kept.of(header, arrays, selector.pool.ids)
+        if not kept.totals.keys() <= selector._totals.keys():
+            raise ValueError(f"there are no totals of {sorted(kept.totals.keys() - selector._totals.keys())}")
         numpy_then, batch_size = str(header["numpy"]), _whole(header["batch_size"])
-        premise.restore(_below("selector/", arrays))
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise StateError(f"{where} lacks something that a selector keeps: {error!r}. Use an older state.") from error
     if numpy_then.split(".")[0] != np.__version__.split(".")[0]:
@@ -113,8 +108,55 @@ def take_up(selector: Selector, header: dict[str, Any], arrays: dict[str, Array]
     if batch_size != selector.batch_size:
         selector._warn(f"batch_size was {batch_size} and is {selector.batch_size} now: the next batches will differ.")
     _restore_method(selector, where, arrays)
-    selector.run_id = run_id
-    selector._become(number, position, next_seq, version, tickets, totals, metrics, premise, waiting, retired)
+    selector._become(kept)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """Everything a selector keeps beside what its method does, as `Selector._become` takes it."""
+
+    run_id: str
+    number: int
+    position: int
+    next_seq: int
+    version: int
+    in_flight: list[Ticket]
+    expired: list[Ticket]
+    last_take: tuple[str, list[int]] | None
+    waiting: Waiting
+    retired: Retired
+    totals: dict[str, float]
+    metrics: dict[str, float]
+    premise: EntropyPremise
+
+    @classmethod
+    def of(cls, header: Mapping[str, Any], arrays: Mapping[str, Array], ids: Sequence[str]) -> Kept:
+        """Read it out of a saved state of a pool of these `ids`.
+
+        Raises KeyError, TypeError, ValueError, IndexError, AttributeError or OverflowError for what no selector writes.
+        """
+        premise, name, seqs = EntropyPremise(), header["last_take"], arrays["selector/last_take"]
+        premise.restore(_below("selector/", arrays))
+        if not (name is None or isinstance(name, str)) or seqs.dtype != np.int64 or seqs.ndim != 1:
+            raise ValueError("the last call of `take` is none")
+        totals, metrics = ({str(name): _finite(value) for name, value in header[of].items()} for of in ("totals", "metrics"))
+        kept = cls(
+            run_id=str(header["run_id"]),
+            number=_whole(header["step"]),
+            position=_whole(header["position"]),
+            next_seq=_whole(header["next_seq"]),
+            version=_whole(header["policy_version"]),
+            in_flight=unpacked(arrays["table/in_flight"], ids),
+            expired=unpacked(arrays["table/expired"], ids),
+            last_take=None if name is None else (name, seqs.tolist()),
+            waiting=Waiting.restored(arrays, ids),
+            retired=Retired.restored(arrays),
+            totals=totals,
+            metrics=metrics,
+            premise=premise,
+        )
+        _require_sound(kept, len(ids))
+        return kept
 
 
 def _whole(value: Any) -> int:
@@ -129,16 +171,17 @@ def _finite(value: Any) -> float:
     return float(value)
 
 
-def _require_sound(
-    in_flight: list[Ticket], waiting: Waiting, retired: Retired, pool_size: int, number: int, position: int, next_seq: int
-) -> None:
+def _require_sound(kept: Kept, pool_size: int) -> None:
     """Raise ValueError for what no selector writes: it would fail, or go wrong in silence, in the middle of a later step."""
-    if min(number, position, next_seq) < 0:
-        raise ValueError(f"step {number}, position {position}, next_seq {next_seq} must not be negative")
+    in_flight, waiting, retired = kept.in_flight, kept.waiting, kept.retired
+    if min(kept.number, kept.position, kept.next_seq) < 0:
+        raise ValueError(f"step {kept.number}, position {kept.position}, next_seq {kept.next_seq} must not be negative")
     begun = [waiting[seq] for seq in waiting.seqs]
-    for ticket in [*in_flight, *(group.first for group in begun)]:
-        if ticket.seq >= next_seq:
+    for ticket in [*in_flight, *kept.expired, *(group.first for group in begun)]:
+        if ticket.seq >= kept.next_seq:
             raise ValueError(f"there is no such ticket: {ticket}")
+    if {ticket.seq for ticket in in_flight} & {ticket.seq for ticket in kept.expired}:
+        raise ValueError("a ticket is in flight and has expired")
     going_on = {ticket.seq: ticket for ticket in in_flight if ticket.continues is not None}
     asked = {group.asked: (group.first.row, group.wanted, group.first.seq) for group in begun if group.asked is not None}
     if asked != {seq: (ticket.row, ticket.rollouts, ticket.continues) for seq, ticket in going_on.items()}:
@@ -148,7 +191,7 @@ def _require_sound(
         raise ValueError("a prompt is in flight or waits twice")
     if not all(0 <= row < pool_size for row in retired.rows.tolist()):
         raise ValueError(f"a retired row is none of the {pool_size}")
-    if retired.latest > max(position, next_seq) // pool_size + 1:
+    if retired.latest > max(kept.position, kept.next_seq) // pool_size + 1:
         raise ValueError("a prompt is retired for longer than a pass")
 
 

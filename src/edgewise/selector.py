@@ -408,25 +408,25 @@ class Selector:
         """
         saved.restore(self, path)
 
-    def _become(
-        self, number: int, position: int, next_seq: int, version: int, tickets: list[Ticket], totals: Mapping[str, float],
-        metrics: dict[str, float], premise: EntropyPremise, waiting: Waiting, retired: Retired,
-    ) -> None:  # fmt: skip
+    def _become(self, kept: saved.Kept) -> None:
         """The last act of a restore: all that is ours, at once. Nothing here fails."""
-        self._number = number
-        self._stream.position = position
-        self._next_seq = next_seq
-        self._open = {t.seq: t for t in tickets}
-        self._reissue = list(tickets)
+        self.run_id = kept.run_id
+        self._number = kept.number
+        self._stream.position = kept.position
+        self._next_seq = kept.next_seq
+        self._open = {t.seq: t for t in kept.in_flight}
+        self._expired = {t.seq: t for t in kept.expired}
+        self._last_take = kept.last_take
+        self._reissue = list(kept.in_flight)
         self._blocked[:] = False
-        self._waiting, self._retired = waiting, retired
-        for rows in ([t.row for t in tickets], waiting.rows, retired.rows):
+        self._waiting, self._retired = kept.waiting, kept.retired
+        for rows in ([t.row for t in kept.in_flight], kept.waiting.rows, kept.retired.rows):
             self._blocked[rows] = True
-        self._totals |= totals
-        self.metrics = metrics
-        self._premise = premise
+        self._totals |= kept.totals
+        self.metrics = kept.metrics
+        self._premise = kept.premise
         self._streaming = Stage(self, streaming=True)
-        self._streaming.view.aim(max(0, number - 1), version, {})
+        self._streaming.view.aim(max(0, kept.number - 1), kept.version, {})
         self._touched = []
         if self._files is not None:
             self._files.forget_base()
