@@ -20,7 +20,7 @@ import numpy as np
 from edgewise.errors import StateMismatchError
 from edgewise.method import Method, renumbered
 from edgewise.pool import PromptPool
-from edgewise.stream import Slots
+from edgewise.stream import Slots, read_only
 from edgewise.types import Array, Ints, MethodState
 
 MOST_PARKED = 65_536
@@ -110,12 +110,15 @@ def compare(saved_ids: Array, saved_contents: Array, pool: PromptPool) -> Edit:
 
 
 class Refit(NamedTuple):
-    """A state of the live pool. notes: what to tell the user, one line each.  fresh: shared arrays of a method just started."""
+    """A state of the live pool. notes: what to tell the user, one line each.
+
+    fresh: shared arrays of a method just started, where hyper-parameters are others, and it may refuse what was saved.
+    """
 
     header: dict[str, Any]
     arrays: dict[str, Array]
     notes: tuple[str, ...]
-    fresh: dict[str, Array]
+    fresh: dict[str, Array] | None
 
 
 def refit(
@@ -145,7 +148,7 @@ def refit(
     offered[back.rows] = parked["slots"][back.at]
     after = slots.edited(edit.places, offered, position=position, offers=offers, seeds=seeds)
 
-    fresh = method.state()
+    blank = method.state()
     held = method.adapt(MethodState(_below(_PROMPTS, arrays), _below(_SHARED, arrays)), edit.rows)
     prompts = {name: np.array(array) for name, array in held.prompts.items()}
     for name, array in prompts.items():
@@ -169,7 +172,8 @@ def refit(
 
     notes = [edit.text(int(header["step"]), int(back.same.sum())) + given_up] if edit else []
     notes += _settings(was, identity, given_up if regrouped and not edit else "")
-    return Refit({**header, "identity": dict(identity)}, found, tuple(notes), dict(fresh.shared))
+    fresh = None if was["parameters"] == identity["parameters"] else {k: np.array(v) for k, v in blank.shared.items()}
+    return Refit({**header, "identity": dict(identity)}, found, tuple(notes), fresh)
 
 
 def fresh_shared(arrays: Mapping[str, Array], fresh: Mapping[str, Array]) -> dict[str, Array]:
@@ -178,6 +182,19 @@ def fresh_shared(arrays: Mapping[str, Array], fresh: Mapping[str, Array]) -> dic
 
 
 # ------------------------------------------------------------------------------------------------------ parked prompts
+
+
+def sound_parked(parked: Mapping[str, Array]) -> dict[str, Array]:
+    """What is parked in a saved state, by name without "parked/", read-only. Raises KeyError or ValueError for what is not."""
+    if not parked:
+        return {}
+    _require_keys(parked["ids"], parked["contents"])
+    turns = np.sort(parked["slots"][parked["slots"] >= 0])
+    if parked["slots"].dtype != np.int32 or (turns[1:] == turns[:-1]).any():
+        raise ValueError("two parked prompts had the same turn")
+    if any(array.shape[:1] != parked["ids"].shape for array in parked.values()):
+        raise ValueError("arrays of parked prompts differ in length")
+    return {name: read_only(array) for name, array in parked.items()}
 
 
 class _Back(NamedTuple):
@@ -192,15 +209,9 @@ class _Back(NamedTuple):
 
 def _parked(arrays: Mapping[str, Array], edit: Edit, pool: PromptPool) -> tuple[dict[str, Array], _Back]:
     """What is parked in a saved state, by name without "parked/", and which of it comes back."""
-    parked = _below(_PARKED, arrays)
+    parked = sound_parked(_below(_PARKED, arrays))
     if not parked:
         parked = {"ids": np.empty(0, np.uint64), "contents": np.empty(0, np.uint64), "slots": np.empty(0, np.int32)}
-    _require_keys(parked["ids"], parked["contents"])
-    slots = parked["slots"]
-    if slots.dtype != np.int32 or len(np.unique(slots[slots >= 0])) != np.count_nonzero(slots >= 0):
-        raise ValueError("two parked prompts had the same turn")
-    if any(len(array) != len(parked["ids"]) for array in parked.values()):
-        raise ValueError("arrays of parked prompts differ in length")
     rows = np.flatnonzero(edit.places < 0)
     ids, contents = pool.keys
     at = _find(ids[rows], parked["ids"])

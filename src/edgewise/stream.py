@@ -33,6 +33,13 @@ def _permutation(size: int, seed: int, epoch: int) -> Ints:
     return order
 
 
+def read_only(array: Array) -> Array:
+    """A view that raises on write: what is saved at every commit, and written only once, need not be compared each time."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Slots:
     """Where each prompt stands in the stream since the data set was last edited; the default is a data set that never was.
@@ -126,7 +133,7 @@ class Slots:
         if len(at) != prompts:  # with as many prompts as before the count goes on to the last bit
             counted, passed = offers, self.passes(offers, prompts)
         slots = Slots(
-            size=len(after), rows=after.astype(np.int32), epoch=epoch, begun=begun, shuffled=shuffled,
+            size=len(after), rows=read_only(after.astype(np.int32)), epoch=epoch, begun=begun, shuffled=shuffled,
             seed=-1 if seed == now else seed, counted=counted, passed=passed,
         )  # fmt: skip
         turns = np.where(had_turn[slot_of], slot_of, -1)
@@ -159,7 +166,7 @@ class Slots:
         if not 0.0 <= float(passed[0]) < 2.0**53:
             raise ValueError(f"there are no {passed[0]} passes over the pool")
         return cls(
-            size=len(rows), rows=rows, epoch=epoch, begun=begun, shuffled=shuffled, seed=seed, counted=counted,
+            size=len(rows), rows=read_only(rows), epoch=epoch, begun=begun, shuffled=shuffled, seed=seed, counted=counted,
             passed=float(passed[0]),
         )  # fmt: skip
 
