@@ -50,6 +50,7 @@ LEVELS = {
     "allocators": 4,
     "signals": 4,
     "calibration": 4,
+    "decided": 4,
     "edited": 4,
     "synthetic": 4,  # made-up signals, for the laboratory and the conformance suite
     "methods": 5,

@@ -13,6 +13,7 @@ from edgewise.methods import METHODS, make
 from edgewise.scores import prob_mixed
 from edgewise.testing import Conformance
 from edgewise.types import MethodState, Requests
+from tests import ledger
 
 CONTROL = "a control: it does not choose"
 WASTES = {"uniform": CONTROL}
@@ -28,6 +29,7 @@ class TestEveryMethod(Conformance):
     """The suite, method by method."""
 
     long_run = 300
+    orders = ledger.cases(2, chaos=10)
 
     @pytest.fixture(autouse=True, params=[name for name in METHODS if name not in TOO_LARGE])
     def _named(self, request: pytest.FixtureRequest) -> None:
@@ -202,6 +204,45 @@ class ChangesItsArrays(Sound):
         self.counts = self.counts.astype(np.float32)
 
 
+class JudgesByTheLast(Sound):
+    """Its bar follows what it judged last: what came first decides on what comes next."""
+
+    bar = 0.5
+
+    def judge(self, groups, step):
+        for rewards in groups.rewards:
+            self.bar = 0.5 * self.bar + 0.5 * np.nanmean([*rewards, self.bar])
+        return super().judge(groups, step)
+
+    def state(self):
+        return MethodState(
+            prompts={"counts": self.counts}, shared={"calls": np.array([self.calls]), "bar": np.array([self.bar])}
+        )
+
+    def restore(self, state):
+        super().restore(state)
+        self.bar = float(state.shared["bar"][0])
+
+
+class KnowsOnlyWhatIsInFlight(Sound):
+    """Keeps what it asked for until it learns of it, and has nothing to learn a late outcome by."""
+
+    def start(self, setting):
+        super().start(setting)
+        self.asked = np.zeros(setting.pool_size, dtype=np.int64)
+
+    def propose(self, room, step):
+        requests = super().propose(room, step)
+        self.asked[requests.rows] = 1
+        return requests
+
+    def observe(self, groups, step):
+        if step.streaming and not self.asked[groups.rows].all():
+            raise KeyError("never asked for")
+        self.asked[groups.rows] = 0
+        super().observe(groups, step)
+
+
 class NamesAParameterOtherwise(Sound):
     def parameters(self):
         return {"width": self.spread}
@@ -251,13 +292,22 @@ RESUMED = {"a_resumed_run_goes_on_as_if_it_had_never_stopped", "a_resumed_stream
         (ForgetsInRestore, RESUMED),
         (WritesElsewhere, {"observing_writes_only_at_the_visited_rows"}),
         (BelievesInItsProposals, {"proposing_and_judging_change_no_belief"}),
-        (Unseeded, {"the_same_seed_asks_for_the_same", "another_process_asks_for_the_same", *RESUMED}),
+        (
+            Unseeded,
+            {
+                "the_same_seed_asks_for_the_same",
+                "another_process_asks_for_the_same",
+                "the_order_in_which_outcomes_arrive_does_not_matter",
+                *RESUMED,
+            },
+        ),
         (SeededByHash, {"another_process_asks_for_the_same"}),
         (ForgetsTheSeed, {"another_seed_asks_otherwise"}),
         (NanFirst, {"signals_that_are_missing_never_win"}),
         (FailsWithoutSignals, {"signals_that_are_missing_never_win"}),
         (Grows, {"nothing_grows_with_the_steps"}),
         (ChangesItsArrays, {"the_state_is_plain_arrays"}),
+        (JudgesByTheLast, {"the_order_in_which_outcomes_arrive_does_not_matter"}),
         (NamesAParameterOtherwise, {"parameters_build_the_same_method", "another_process_asks_for_the_same"}),
         (Wastes, {"it_wastes_no_more_than_uniform", "another_seed_asks_otherwise"}),
     ],
@@ -271,6 +321,7 @@ def test_a_broken_method_fails_the_check_that_is_about_it(method: type[Sound], c
     [
         (Repeats, "asked_for_n_it_gives_n_distinct_prompts"),
         (AsksWhatIsInFlight, "a_prompt_in_flight_is_not_asked_for"),
+        (KnowsOnlyWhatIsInFlight, "it_learns_from_late_outcomes"),
         (TakesMissingForFailure, "it_survives_missing_and_ragged_rollouts"),
     ],
 )

@@ -17,7 +17,7 @@ from tests.test_selector import Counting, G, answer, pool, run_step, selector
 
 
 def state_of(s: edgewise.Selector) -> dict[str, Any]:
-    """Everything that a failed call must leave as it was."""
+    """Everything that a failed call must leave as it was: what was learned, and what is reported and not yet learned."""
     held = s.method.state()
     return {
         **{k: np.nan_to_num(v, nan=-9.0).tolist() for k, v in {**held.prompts, **held.shared}.items()},
@@ -25,6 +25,8 @@ def state_of(s: edgewise.Selector) -> dict[str, Any]:
         "open": [t.seq for t in s.in_flight],
         "blocked": np.flatnonzero(s._blocked).tolist(),
         "step": s.step_number,
+        "to learn": [t.seq for groups in s._streaming._pending.lots() for t in groups.tickets],
+        "expired": sorted(s._expired),
     }
 
 
@@ -37,6 +39,10 @@ class Failing(Counting):
     """Fails where it is told to, after having done half its work."""
 
     where = ""
+
+    def __init__(self, scope: str = "group", error: type[BaseException] = ZeroDivisionError) -> None:
+        super().__init__(scope)
+        self.error = error
 
     def propose(self, room: int, step: StepView) -> Requests:
         requests = super().propose(room, step)
@@ -54,7 +60,7 @@ class Failing(Counting):
     def fail(self, where: str) -> None:
         if self.where == where:
             self.total += 1000
-            raise ZeroDivisionError(where)
+            raise self.error(where)
 
 
 # -- a failing proposal ------------------------------------------------------------------------------------------------
@@ -79,6 +85,7 @@ def test_what_a_failing_proposal_drew_goes_back_to_the_stream(streaming: bool) -
         method.where = "propose" if k % 3 == 1 else ""
         seen += asked(s)
         assert s.metrics["offered"] == (5 * (k + 1) if streaming else 5)
+    s.settle()
     assert sorted(seen) == sorted(s.pool.ids)
     assert s.method.total == 40  # type: ignore[attr-defined]
 
@@ -184,12 +191,44 @@ def test_a_failing_call_of_a_streaming_host_changes_nothing_and_can_be_made_agai
     before = state_of(s)
     method.where = where
     with pytest.raises(ZeroDivisionError):
-        s.take(3) if where == "propose" else s.report([answer(t) for t in first[2:]])
+        s.report([answer(t) for t in first[2:]]) if where == "judge" else s.take(3)
     assert state_of(s) == before
     method.where = ""
     s.report([answer(t) for t in first[2:]])
-    assert method.total == 4
+    assert method.total == 0  # it learns at the next decision, from all four at once
     assert len(s.take(3)) == 3
+    assert method.total == 4
+
+
+@pytest.mark.parametrize("call", ["settle", "commit", "save", "step"])
+@pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt, SystemExit, MemoryError])
+def test_what_fails_as_the_method_learns_is_still_to_be_learned(call: str, error: type[BaseException], tmp_path: Any) -> None:
+    """Every call that lets the method learn leaves everything as it was if that fails, and does it when it is called again."""
+
+    def made() -> None:
+        if call == "step":
+            s.step(policy_version=1).__enter__()
+        else:
+            getattr(s, call)(*([tmp_path / "x"] if call == "save" else []))
+
+    method = Failing(error=error)
+    s = selector(method, on_problem="strict")
+    tickets = s.take(5)
+    s.report([answer(t) for t in tickets[:2]])
+    s.take(1)
+    s.expire(tickets[4:])
+    s.report([answer(t) for t in tickets[2:]])
+    before = state_of(s)
+    assert len(before["to learn"]) == 3
+    method.where = "observe"
+    for _ in range(2):
+        with pytest.raises(error):
+            made()
+        assert state_of(s) == before
+        assert s._current is None
+    method.where = ""
+    made()
+    assert method.total == 5
 
 
 def test_tickets_to_hand_out_again_survive_a_failing_take(tmp_path: Any) -> None:
@@ -215,6 +254,7 @@ def test_an_outcome_that_comes_late_after_a_restore_leaves_the_others_first_in_l
     again.report([answer(out[0])])
     assert again.take(2) == out[1:3]
     again.report([answer(t) for t in out[1:]])  # the fourth was never handed out again, and still counts
+    again.settle()
     assert again.method.state().shared["total"] == 4
     assert out[0].row not in {t.row for t in again.take(1)}
 
@@ -333,6 +373,7 @@ def test_steps_and_streaming_may_alternate_and_keep_their_tickets_apart() -> Non
         assert not {t.row for t in batch} & {t.row for t in taken}
         step.report([answer(t) for t in batch])
     s.report([answer(t) for t in taken])
+    s.settle()
     assert s.method.state().shared["total"] == 9
     assert not s._blocked.any()
     assert len(s.take(12)) == 12
@@ -431,6 +472,8 @@ def test_ten_thousand_takes_leave_nothing_behind() -> None:
     assert len(stage.accounts._entropies) <= 22
     assert len(s._open) == len(waiting) <= 22
     assert len(s.metrics) < 40
+    assert stage.to_learn == 2
+    s.settle()
     assert s.method.state().shared["total"] == 10_000 * 2 - len(waiting)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,8 +54,13 @@ class Accounts:
         selector._totals["rollouts_total"] += responses
         selector._totals["tokens_total"] += tokens
 
-    def groups(self, selector: Selector, groups: Groups, verdicts: Verdicts) -> None:
-        """Count decided groups before any gate, dropped ones included; and why those were dropped."""
+    def groups(self, selector: Selector, groups: Groups, verdicts: Verdicts, closed_by: Sequence[int] | None) -> Floats:
+        """Count decided groups before any gate, dropped ones included; and why those were dropped.
+
+        closed_by: the ticket by whose report each group was decided; None for late groups, which say nothing of the present
+        predictions.
+        Returns (n, 3) entropy of the prompt, 1 if the group is mixed else 0, and its pass rate; NaN where unknown.
+        """
         kind = kinds.group_kinds(groups.rewards, groups.valid, groups.correct, correct_at=selector.correct_at)
         complete = groups.valid.sum(axis=1) >= 2
         self.metrics.add(
@@ -72,13 +77,19 @@ class Accounts:
         rate = np.full(len(groups), np.nan)
         np.divide(passed(groups, selector.correct_at).sum(axis=1), groups.valid.sum(axis=1), where=complete, out=rate)
         entropy = np.array([self._entropies.get(row, np.nan) for row in groups.rows.tolist()])
-        if np.isfinite(entropy).any():
-            selector._premise.add(entropy, (kind == kinds.MIXED).astype(np.float64), rate)
-        predicted = [np.nan if t.predicted_pass_rate is None else t.predicted_pass_rate for t in groups.tickets]
-        pairs = np.stack([np.array(predicted, dtype=np.float64), rate], axis=1)
-        self._predicted.append(pairs[np.isfinite(pairs).all(axis=1)])
+        if closed_by is not None:
+            predicted = [np.nan if t.predicted_pass_rate is None else t.predicted_pass_rate for t in groups.tickets]
+            order = np.array(closed_by, dtype=np.float64)
+            pairs = np.stack([np.array(predicted, dtype=np.float64), rate, order], axis=1)
+            self._predicted.append(pairs[np.isfinite(pairs).all(axis=1)])
         if len(self._predicted) > _PARTS:  # a stream that never commits
-            self._predicted = [np.concatenate(self._predicted)[-_MOST:]]
+            self._predicted = [self._newest()]
+        return np.stack([entropy, (kind == kinds.MIXED).astype(np.float64), rate], axis=1)
+
+    def _newest(self) -> Floats:
+        """(m, 3) predicted, observed and ticket of the newest groups, by ticket: the order of arrival does not matter."""
+        pairs = np.concatenate(self._predicted) if self._predicted else np.empty((0, 3))
+        return pairs[np.argsort(pairs[:, 2], kind="stable")][-_MOST:]
 
     def predictions(self) -> dict[str, float]:
         """How the predictions that went into the tickets fared, over the groups so far; empty where there were none.
@@ -86,7 +97,7 @@ class Accounts:
         `predicted_brier`: mean squared error against the group's pass rate.  `predicted_gap`: mean predicted less observed.
         `predicted_corr`: Spearman's rank correlation. Over chosen prompts only, hence a restricted range.
         """
-        pairs = np.concatenate(self._predicted) if self._predicted else np.empty((0, 2))
+        pairs = self._newest()
         if len(pairs) == 0:
             return {}
         error = pairs[:, 0] - pairs[:, 1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import chain
 from numbers import Real
 from typing import Any
@@ -196,11 +197,26 @@ def joined(parts: Sequence[Groups]) -> Groups:
     arrays = {}
     for name, fill in GROUP_ARRAYS.items():
         columns = [getattr(part, name) for part in parts]
-        arrays[name] = np.concatenate(columns if fill is None else [_padded(column, width, fill) for column in columns])
+        arrays[name] = np.concatenate(columns if fill is None else [padded(column, width, fill) for column in columns])
     return Groups(tickets=tuple(t for part in parts for t in part.tickets), **arrays)
 
 
-def _padded(array: Array, width: int, fill: Any) -> Array:
+def trimmed(groups: Groups) -> Groups:
+    """The same groups without the columns that are padding in all of them: as if they had been reported by themselves."""
+    width = int(groups.asked.max(initial=0))
+    if width == groups.rewards.shape[1]:
+        return groups
+    cut = {name: getattr(groups, name)[:, :width] for name, fill in GROUP_ARRAYS.items() if fill is not None}
+    return replace(groups, **cut)
+
+
+def copied(groups: Groups) -> Groups:
+    """The same, in arrays of its own: a method may make what it is given writable again, and then changes a copy."""
+    return replace(groups, **{name: np.array(getattr(groups, name)) for name in GROUP_ARRAYS})
+
+
+def padded(array: Array, width: int, fill: Any) -> Array:
+    """(n, width): `array` with `fill` on the right."""
     if array.shape[1] == width:
         return array
     wide = np.full((len(array), width), fill, dtype=array.dtype)  # np.pad takes ten times as long, and this is done a group

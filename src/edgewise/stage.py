@@ -9,13 +9,14 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgewise import outcomes
 from edgewise.accounts import Accounts
 from edgewise.contract import check_requests, check_verdicts
+from edgewise.decided import LATE, Judged, Pending, nothing
 from edgewise.errors import EdgewiseError, HostError, MethodError, OutcomeError, ShortfallError
 from edgewise.metrics import StepMetrics
 from edgewise.types import (
@@ -35,11 +36,10 @@ if TYPE_CHECKING:
     from edgewise.selector import Selector
 
 
-class Judged(NamedTuple):
-    """What became of reported groups: the checked groups and the method's verdicts on them, one each."""
-
-    groups: Groups
-    verdicts: Verdicts
+MOST_EXPIRED = 65_536
+"""Expired tickets that are remembered: 8 numbers each in a saved state. The oldest go first."""
+_NAMED = 3
+"""Tickets that an error names as the nearest."""
 
 
 class Stage:
@@ -51,6 +51,7 @@ class Stage:
         self.view = View(selector, self.accounts, streaming=streaming)
         self._round_tickets: dict[int, Ticket] = {}
         self._of_round: dict[int, Outcome] = {}
+        self._pending = Pending()
         self._fallen_back = False
         self._undo_rows: list[tuple[Ints, dict[str, Array]]] = []
         self._undo_shared: dict[str, Array] = {}
@@ -58,6 +59,10 @@ class Stage:
         self._undo_premise: dict[str, Array] = {}
         self._undo_waiting = Waiting()
         self._undo_retired = Retired()
+        self._undo_pending = Pending()
+        self._undo_open: dict[int, Ticket] = {}
+        self._undo_expired: dict[int, Ticket] = {}
+        self._undo_aim = self.view.aimed
 
     @property
     def metrics(self) -> StepMetrics:
@@ -68,23 +73,36 @@ class Stage:
 
     def mark(self) -> None:
         """Remember what `roll_back` goes back to: the start of a step, or of one call when streaming."""
+        selector = self._selector
         self._undo_rows = []
-        self._undo_shared = _copies(self._selector.method.state().shared)
-        self._undo_position = self._selector._stream.position
-        self._undo_premise = self._selector._premise.arrays()
-        self._undo_waiting, self._undo_retired = self._selector._waiting.copy(), self._selector._retired.copy()
+        self._undo_shared = _copies(self._held().shared)
+        self._undo_position = selector._stream.position
+        self._undo_premise = selector._premise.arrays()
+        self._undo_waiting, self._undo_retired = selector._waiting.copy(), selector._retired.copy()
+        self._undo_pending = self._pending.copy()
+        self._undo_open, self._undo_expired = dict(selector._open), selector._expired
+        self._undo_aim = self.view.aimed
 
     def drop_reissued(self) -> None:
-        """Tickets that a restore left in flight are void: the step that was cut off is done again as a whole."""
+        """Tickets that a restore left in flight expire: the step that was cut off is done again as a whole.
+
+        Groups that were to be continued wait again, for another ticket: what these bring would count twice.
+        """
         selector = self._selector
-        void = [ticket for ticket in selector._reissue if selector._open.pop(ticket.seq, None) is not None]
+        void = [ticket for ticket in selector._reissue if ticket.seq in selector._open]
         selector._reissue = []
         selector._waiting.forget_asked({ticket.seq for ticket in void})
-        self._free_up(np.array([ticket.row for ticket in void], dtype=np.int64))
+        self.expire([ticket for ticket in void if ticket.continues is None])
+        for ticket in void:
+            selector._open.pop(ticket.seq, None)
 
     def begin(self) -> None:
-        """The start of a step, after `mark`: retired prompts whose pass is over come back, groups that waited too long go."""
+        """The start of a step, after `mark`: tickets and groups that waited too long go, retired prompts come back in time."""
         selector = self._selector
+        if self.view.streaming and selector.expire_after is not None:
+            newest = self.view.policy_version - selector.expire_after
+            old = [ticket for _, ticket in sorted(selector._open.items()) if ticket.policy_version < newest]
+            self.give_up(old)
         if len(selector._retired):
             over = selector._retired.rows if self.view.free() < selector.batch_size else selector._retired.back(self.view.epoch)
             self.view.bring_back(over)
@@ -93,8 +111,10 @@ class Stage:
             stale = [begun.group for begun in selector._waiting.stale(self.view.policy_version, limit)]
             if stale:
                 groups = outcomes.joined(stale)
-                self._decide(groups, Verdicts.of(np.zeros(len(groups), dtype=np.bool_), "stale"))
+                seqs = [ticket.seq for ticket in groups.tickets]
+                self._decide(groups, Verdicts.of(np.zeros(len(groups), dtype=np.bool_), "stale"), seqs)
                 self._free_up(groups.rows)
+        self.learn()
 
     def propose(self, room: int) -> Requests:
         """Ask the method; in degrade mode a failing method is replaced by uniform, for one round a step.
@@ -102,11 +122,12 @@ class Stage:
         What the failing call drew goes back to the stream: it is as if it had not been asked.
         """
         selector = self._selector
-        before, position, offers = _copies(selector.method.state().shared), selector._stream.position, len(self.view.offered)
+        before, position, offers = _copies(self._held().shared), selector._stream.position, len(self.view.offered)
         started, signal_before = time.perf_counter(), self.metrics.get("signal_s")
         try:
             requests = selector.method.propose(room, self.view)
             self._check(requests, room)
+            requests = _own(requests)
         except ShortfallError:
             raise
         except Exception as error:
@@ -182,29 +203,31 @@ class Stage:
         self._round_tickets[ticket.seq] = ticket
         return ticket
 
-    def accept(self, reported: Sequence[Outcome]) -> list[Outcome]:
-        """Those outcomes whose ticket is open and agrees with what was issued; the rest are counted, once each.
+    def accept(self, reported: Sequence[Outcome]) -> tuple[list[Outcome], list[Outcome]]:
+        """Outcomes of open and of expired tickets that agree with what was issued; the rest are counted, once each.
 
-        A step takes the outcomes of its own tickets only: those of `take` are reported to the selector.
+        A step takes the outcomes of its own tickets and of expired ones: those of `take` are reported to the selector.
         """
         selector = self._selector
         held = selector._open if self.view.streaming else self._round_tickets
         good: list[Outcome] = []
+        late: list[Outcome] = []
         seen: set[int] = set()
         for outcome in reported:
-            issued = held.get(outcome.ticket.seq)
-            if issued is None or outcome.ticket.seq in seen or outcome.ticket.seq in self._of_round:
-                known = outcome.ticket.seq < selector._next_seq
+            if not isinstance(outcome, Outcome) or not _is_ticket(outcome.ticket):
+                selector.problem(
+                    OutcomeError(
+                        f"report(...) takes a list of edgewise.Outcome, each with the ticket it answers, got {outcome!r:.200}. "
+                        "It is left out."
+                    )
+                )
+                continue
+            seq = outcome.ticket.seq
+            issued = held.get(seq) or selector._expired.get(seq)
+            if issued is None or seq in seen or seq in self._of_round:
                 selector._totals["dup_outcomes"] += 1
                 if selector.strict:
-                    raise OutcomeError(
-                        f"Outcome for ticket {outcome.ticket.seq} of prompt {outcome.ticket.prompt_id!r}: "
-                        + (
-                            "it was already reported or cancelled, or `take` issued it."
-                            if known
-                            else "no such ticket was issued."
-                        )
-                    )
+                    raise OutcomeError(self._stranger(outcome.ticket, held))
                 continue
             same = outcome.ticket is issued or replace(outcome.ticket, predicted_pass_rate=issued.predicted_pass_rate) == issued
             if not same:
@@ -215,12 +238,26 @@ class Stage:
                     )
                 )
                 continue
-            seen.add(outcome.ticket.seq)
-            good.append(outcome if outcome.ticket is issued else replace(outcome, ticket=issued))
-        return good
+            seen.add(seq)
+            (good if seq in held else late).append(outcome if outcome.ticket is issued else replace(outcome, ticket=issued))
+        return good, late
+
+    def _stranger(self, ticket: Ticket, held: Mapping[int, Ticket]) -> str:
+        """What to say of a ticket that is not open."""
+        if ticket.seq < self._selector._next_seq:
+            why = "it was already reported or cancelled, or `take` issued it."
+        else:
+            why = "no such ticket was issued."
+        near = sorted(held, key=lambda seq: abs(seq - ticket.seq))[:_NAMED]
+        known = ", ".join(f"{seq} ({held[seq].prompt_id!r})" for seq in near)
+        same = [str(seq) for seq, open_ in held.items() if open_.prompt_id == ticket.prompt_id][:_NAMED]
+        return (
+            f"Outcome for ticket {ticket.seq} of prompt {ticket.prompt_id!r}: {why} Nearest open tickets: {known or 'none'}."
+            + f" Open tickets of that prompt: {', '.join(same)}." * bool(same)
+        )
 
     def settle(self, reported: Sequence[Outcome]) -> Judged:
-        """Judge and, where the verdict is final, observe. A method of scope "batch" waits until the round is complete.
+        """Judge; where the verdict is final, the method will `learn`. A method of scope "batch" waits for the whole round.
 
         Tickets are closed last: where something raises, they are still open and can be reported again. Returns the groups
         whose verdict is final.
@@ -229,21 +266,23 @@ class Stage:
         if selector.method.scope == "batch" and not self.view.streaming:
             self._of_round.update((o.ticket.seq, o) for o in reported)
             if any(seq not in self._of_round for seq in self._round_tickets):
-                return _nothing()
+                return nothing()
             reported, self._of_round = list(self._of_round.values()), {}
         if not reported:
-            return _nothing()
+            return nothing()
         ordered = sorted(reported, key=lambda o: o.ticket.seq)
         stacked = outcomes.stack(ordered, selector.problem)
         groups = selector._waiting.whole(stacked)
         verdicts = self._judge(groups)
         pending = verdicts.pending
         final = np.flatnonzero(pending == 0)
-        judged = self._decide(groups.select(final), verdicts.select(final))
+        closed_by = [stacked.tickets[i].seq for i in final]
+        judged = self._decide(groups.select(final), verdicts.select(final), closed_by)
         held = np.zeros(len(groups), dtype=np.int64) if verdicts.hold is None else verdicts.hold
         for i in np.flatnonzero(pending).tolist():
             not_before = self.view.number + 1 if held[i] else self.view.number
-            selector._waiting.add(groups.select(np.array([i])), int(pending[i]), not_before)
+            begun = outcomes.trimmed(groups.select(np.array([i])))
+            selector._waiting.add(begun, int(pending[i]), not_before)
         for ticket in stacked.tickets:
             selector._open.pop(ticket.seq, None)
             self._round_tickets.pop(ticket.seq, None)
@@ -252,19 +291,41 @@ class Stage:
         self.accounts.rollouts(selector, stacked)
         return judged
 
-    def _decide(self, groups: Groups, verdicts: Verdicts) -> Judged:
-        """The verdicts are final: learn from the groups, retire prompts, count."""
+    def settle_late(self, reported: Sequence[Outcome]) -> Judged:
+        """Outcomes of expired tickets: their verdict is that they are late, and the method will learn from them all the same.
+
+        Each is a group of its own. They free no prompt: it was freed when the ticket expired, and may be in flight again.
+        """
+        if not reported:
+            return nothing()
+        selector = self._selector
+        groups = outcomes.stack(sorted(reported, key=lambda o: o.ticket.seq), selector.problem)
+        judged = self._decide(groups, Verdicts.of(np.zeros(len(groups), dtype=np.bool_), LATE), None)
+        arrived = {ticket.seq for ticket in groups.tickets}
+        selector._expired = {seq: ticket for seq, ticket in selector._expired.items() if seq not in arrived}
+        selector._totals["late_outcomes"] += len(groups)
+        self.accounts.rollouts(selector, groups)
+        return judged
+
+    def _decide(self, groups: Groups, verdicts: Verdicts, closed_by: Sequence[int] | None) -> Judged:
+        """The verdicts are final: retire prompts, count, and remember what there is to learn.
+
+        closed_by: the ticket by whose report each group was decided; None for late groups.
+        """
         selector = self._selector
         inside = np.arange(groups.rewards.shape[1]) < groups.asked[:, None]
         trained = inside if verdicts.trained is None else inside & verdicts.trained
         weights = trained.astype(np.float64) if verdicts.weights is None else np.where(trained, verdicts.weights, 0.0)
         groups = replace(groups, trained=trained & verdicts.keep[:, None], weights=weights)
-        self._observe(groups.select(np.flatnonzero(groups.valid.any(axis=1))))
-        for ticket in groups.tickets:
-            selector._waiting.remove(ticket.seq)
+        premise = self.accounts.groups(selector, groups, verdicts, closed_by)
+        if closed_by is None:
+            self._pending.add_late(groups)
+        else:
+            self._pending.add(closed_by, groups, premise)
+            for ticket in groups.tickets:
+                selector._waiting.remove(ticket.seq)
         if verdicts.retire is not None and verdicts.retire.any():
             selector._retired.add(groups.rows[verdicts.retire], self.view.epoch)
-        self.accounts.groups(selector, groups, verdicts)
         for watcher in selector._watchers:
             try:
                 watcher(groups, verdicts)
@@ -272,13 +333,31 @@ class Stage:
                 selector.problem(HostError(f"A function given to Selector.watch failed: {type(error).__name__}: {error}."))
         return Judged(groups, verdicts)
 
+    def learn(self) -> None:
+        """Let the method learn from what was decided since it last did, in ticket order. Before every decision.
+
+        Where it raises, in strict mode, the caller rolls back and everything is still to be learned.
+        """
+        if len(self._pending) == 0:
+            return
+        pending, self._pending = self._pending, Pending()
+        for groups in pending.lots():
+            self._observe(groups)
+        if len(premise := pending.premise()):
+            self._selector._premise.add(*premise.T)
+
+    @property
+    def to_learn(self) -> int:
+        """Groups that are decided and not learned from."""
+        return len(self._pending)
+
     def _judge(self, groups: Groups) -> Verdicts:
         selector = self._selector
-        before = _copies(selector.method.state().shared)
+        before = _copies(self._held().shared)
         try:
-            verdicts = selector.method.judge(groups, self.view)
+            verdicts = selector.method.judge(outcomes.copied(groups), self.view)
             check_verdicts(selector.method.name, verdicts, groups)
-            return verdicts
+            return verdicts.select(np.arange(len(groups)))  # ours from here on, whatever the method keeps of it
         except Exception as error:
             if selector.strict:
                 raise
@@ -287,20 +366,40 @@ class Stage:
             return Verdicts.of(groups.valid.sum(axis=1) >= 2, "incomplete")
 
     def _observe(self, groups: Groups) -> None:
-        if len(groups) == 0:
-            return
         selector = self._selector
         rows = np.unique(groups.rows)
-        held = selector.method.state()
+        held = self._held()
         before = _copies(held.shared)
         self._undo_rows.append((rows, {k: v[rows].copy() for k, v in held.prompts.items()}))
+        if selector._files is not None:
+            selector._touched.append(rows)
         try:
-            selector.method.observe(groups, self.view)
+            selector.method.observe(outcomes.copied(groups), self.view)
         except Exception as error:
             if selector.strict:
                 raise
             self._restore_shared(before, [self._undo_rows.pop()])
             self._failed("observe", error, "These groups teach nothing.")
+
+    def _held(self) -> MethodState:
+        """The method's state; what it cannot give, or gives in another shape than at the start, cannot be undone either."""
+        selector = self._selector
+        size = len(selector.pool)
+        try:
+            held = selector.method.state()
+            wrong = [name for name, array in held.prompts.items() if array.shape[:1] != (size,)]
+            odd = [name for name, array in (held.prompts | held.shared).items() if np.asarray(array).dtype.kind not in "biuf"]
+            if wrong or odd:
+                raise MethodError(
+                    f"{selector.method.name}.state() must hold plain arrays, in `prompts` one entry for each of {size}; "
+                    f"these are not: {wrong + odd}."
+                )
+            return held
+        except Exception as error:
+            if selector.strict:
+                raise
+            self._failed("state", error, "What it does from here on cannot be undone.")
+            return MethodState()
 
     def _failed(self, what: str, error: Exception, then: str) -> None:
         """Degrade: say which part of the method failed and what happens instead; show where, the first time."""
@@ -314,13 +413,9 @@ class Stage:
     # -- ends ----------------------------------------------------------------------------------------------------------
 
     def cancel_unreported(self) -> Judged:
-        """Tickets of the round that the host never reported are cancelled: not outcomes, and free to be chosen again."""
+        """Tickets of the round that the host never reported expire: not outcomes, and their prompts are free again."""
         selector = self._selector
         left = [t for seq, t in self._round_tickets.items() if seq not in self._of_round]
-        for ticket in left:
-            if ticket.continues is None:
-                selector._open.pop(ticket.seq, None)
-                self._round_tickets.pop(ticket.seq, None)
         if left:
             self.metrics.add(unreported=len(left))
             selector.problem(
@@ -329,8 +424,29 @@ class Stage:
                     f"prompt {left[0].prompt_id!r}). They are cancelled; report failed rollouts with rewards of None."
                 )
             )
-        # a group that was begun is judged on what there is: the rest of it never came
-        return self.settle([Outcome(ticket=ticket, rewards=[]) for ticket in left if ticket.continues is not None])
+        return self.give_up(left)
+
+    def give_up(self, tickets: Sequence[Ticket]) -> Judged:
+        """These outcomes are not waited for any longer. Returns the groups that are decided by it.
+
+        A group that was begun is judged on what there is: the rest of it never came. That settles its ticket, so that an
+        outcome of it that still comes changes nothing; a ticket that begins a group expires, and its outcome still teaches.
+        """
+        self.expire([ticket for ticket in tickets if ticket.continues is None])
+        return self.settle([Outcome(ticket=ticket, rewards=[]) for ticket in tickets if ticket.continues is not None])
+
+    def expire(self, tickets: Sequence[Ticket]) -> None:
+        """Close open tickets that begin a group; their prompts are free again, and what still comes of them is late."""
+        if not tickets:
+            return
+        selector = self._selector
+        for ticket in tickets:
+            selector._open.pop(ticket.seq, None)
+            self._round_tickets.pop(ticket.seq, None)
+        expired = selector._expired | {ticket.seq: ticket for ticket in tickets}  # a new one: `mark` keeps the old
+        selector._expired = {seq: expired[seq] for seq in sorted(expired)[-MOST_EXPIRED:]}
+        self._free_up(np.array([ticket.row for ticket in tickets], dtype=np.int64) if self.view.streaming else _NO_ROWS)
+        self.metrics.add(expired=len(tickets))
 
     def release_offered(self) -> None:
         """Make everything this step offered choosable again, but for prompts that are in flight, wait or are retired."""
@@ -363,31 +479,50 @@ class Stage:
     def roll_back(self) -> None:
         """Undo everything since `mark`, except the count of rollouts that were really generated."""
         selector = self._selector
-        for seq in self._round_tickets:
-            selector._open.pop(seq, None)
         self._round_tickets = {}
         self._of_round = {}
+        selector._open, selector._expired = self._undo_open, self._undo_expired
         selector._waiting, selector._retired = self._undo_waiting, self._undo_retired
+        self._pending = self._undo_pending
+        self.view.aim(*self._undo_aim)
         self.release_offered()
-        self._free_up(np.empty(0, dtype=np.int64))
+        self._free_up(_NO_ROWS)
+        selector._blocked[[ticket.row for ticket in selector._open.values()]] = True
         self._restore_shared(self._undo_shared, self._undo_rows)
         self._undo_rows = []
         selector._stream.position = self._undo_position
         selector._premise.restore(self._undo_premise)
 
     def _restore_shared(self, shared: dict[str, Array], rows: Sequence[tuple[Ints, dict[str, Array]]] = ()) -> None:
-        held = self._selector.method.state()
+        selector = self._selector
+        held = self._held()
         prompts = _copies(held.prompts)
-        for at, values in reversed(rows):
-            for name, old in values.items():
-                prompts[name][at] = old
-        self._selector.method.restore(MethodState(prompts=prompts, shared=_copies(shared)))
+        try:
+            for at, values in reversed(rows):
+                for name, old in values.items():
+                    prompts[name][at] = old
+            selector.method.restore(MethodState(prompts=prompts, shared=_copies(shared)))
+        except Exception as error:
+            if selector.strict:
+                raise
+            self._failed("restore", error, "What it did just now is not undone.")
+
+
+_NO_ROWS = np.empty(0, dtype=np.int64)
 
 
 def _copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
     return {name: np.array(array) for name, array in arrays.items()}
 
 
-def _nothing() -> Judged:
-    """No group at all."""
-    return Judged(outcomes.stack([], lambda error: None), Verdicts(np.empty(0, dtype=np.bool_), ()))
+def _own(requests: Requests) -> Requests:
+    """Requests that the method cannot change afterwards."""
+    predicted = requests.predicted_pass_rate
+    return Requests(
+        np.array(requests.rows, dtype=np.int64), np.array(requests.rollouts, dtype=np.int64),
+        None if predicted is None else np.array(predicted, dtype=np.float64),
+    )  # fmt: skip
+
+
+def _is_ticket(given: object) -> bool:
+    return isinstance(given, Ticket) and isinstance(given.seq, (int, np.integer))

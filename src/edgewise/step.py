@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgewise import outcomes
+from edgewise.decided import Judged, together
 from edgewise.errors import ConfigError, ShortfallError
-from edgewise.stage import Judged, Stage
+from edgewise.stage import Stage
 from edgewise.types import ROLLOUT_SIGNALS, Groups, Outcome, Ticket
 from edgewise.view import Signals
 
@@ -36,6 +37,7 @@ class Step:
         selector = self._selector
         if self._entered or selector._current is not None:
             raise ConfigError("Selector.step(): a step is entered once, and one at a time.")
+        selector.settle()  # what `report` brought is learned before this step decides anything
         self._entered = True
         selector._current = self
         self._stage.drop_reissued()
@@ -58,6 +60,7 @@ class Step:
             return
         try:
             self._take_in(self._stage.cancel_unreported())
+            self._stage.learn()
         except BaseException:  # strict mode
             self._stage.roll_back()
             raise
@@ -97,14 +100,20 @@ class Step:
             stage.metrics.add(rounds=1)
             yield tickets
             self._take_in(stage.cancel_unreported())
+            stage.learn()
             stage.view.round += 1
         stage.metrics.set(shortfall=self.missing)
 
     def report(self, reported: Sequence[Outcome]) -> Judged:
-        """Outcomes of this step's tickets, in any order and any number of calls before the next round is asked for."""
-        judged = self._stage.settle(self._stage.accept(reported))
+        """Outcomes of this step's tickets, in any order and any number of calls before the next round is asked for.
+
+        Outcomes of expired tickets, of this step or an earlier one, may be among them: their verdict is "late", the method
+        learns from them, and they go into no training batch. The method learns when the round is over.
+        """
+        good, late = self._stage.accept(reported)
+        judged = self._stage.settle(good)
         self._take_in(judged)
-        return judged
+        return together(judged, self._stage.settle_late(late))
 
     def note(self, **values: float) -> None:
         """Add a host's own counts to this step's metrics, such as `rollout_s`."""

@@ -41,12 +41,17 @@ class View:
         self.number, self.policy_version, self._signals = number, policy_version, signals
 
     @property
+    def aimed(self) -> tuple[int, int, Signals]:
+        """What `aim` was last given."""
+        return self.number, self.policy_version, self._signals
+
+    @property
     def strict(self) -> bool:
         return self._selector.strict
 
     @property
     def epoch(self) -> float:
-        return max(self._selector._stream.position, self._selector._next_seq) / len(self._selector.pool)
+        return self._selector._stream.passes(self._selector._next_seq)
 
     def rng(self, purpose: str) -> np.random.Generator:
         return derived_rng(self._selector.seed, self.number, self.round, purpose=purpose)
@@ -59,7 +64,7 @@ class View:
         rows = self._selector._stream.draw(min(n, self.free()), blocked)
         self.offered.append(rows)
         self._accounts.metrics.add(offered=len(rows))
-        return rows
+        return rows.copy()  # whatever the method does with it, these are the rows to be freed
 
     def eligible(self, rows: Ints) -> Bools:
         return ~self._selector._blocked[rows]
@@ -75,8 +80,8 @@ class View:
             return np.empty(0)
         started = time.perf_counter()
         served = serve(asked)
-        # a torch tensor may be on a device, or of a type that numpy does not have
-        values = np.asarray(served.tolist() if hasattr(served, "detach") else served, dtype=np.float64)
+        # a torch tensor may be on a device, or of a type that numpy does not have; an array may be the host's own table
+        values = np.array(served.tolist() if hasattr(served, "detach") else served, dtype=np.float64)
         self._accounts.metrics.add(signal_s=time.perf_counter() - started)
         if values.shape[:1] != asked.shape or values.ndim != 1 + (name in MATRIX_SIGNALS):
             wanted = (

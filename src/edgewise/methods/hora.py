@@ -39,6 +39,7 @@ class Hora(DynamicSampling):
 
     name: ClassVar[str] = "hora"
     scope = "batch"  # the budget is shared by the round
+    arrival_order_matters = "a stream's budget is shared by the pilots that are reported in one call"
 
     pilot: int | None = None
     """Rollouts of the pilot, in [2, group_size]. None: half of the group, at least 2. [choice]"""

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgewise.method import Method
 from edgewise.selector import Selector
-from edgewise.testing.drive import Asked, Size, selector_of, steps, stream
+from edgewise.testing.drive import Asked, Size, selector_of, settled, steps, stream
 from edgewise.testing.elsewhere import asked_elsewhere
 from edgewise.testing.waste import share_of, uniform_share
 from edgewise.testing.watch import Rule, Watched, held_bytes
@@ -43,6 +43,8 @@ class Conformance:
     size: Size = Size()
     long_run: int = 1_000
     """Reports after which nothing may have grown."""
+    orders: int = 10
+    """Orders of arrival that are tried."""
     waste_groups: int = 400
     """Groups of each of the two comparisons with uniform."""
 
@@ -117,7 +119,7 @@ class Conformance:
             steps(selector, world, 5)
             resumed = self._resumed(selector, world)
             self._same(steps(selector, world, 5), steps(resumed, world, 5), "a run and the same run resumed after 5 steps")
-            self._same_state(selector.method, resumed.method)
+            self._same_state(selector, resumed, *_RESUMED)
 
     def test_a_resumed_stream_goes_on_as_if_it_had_never_stopped(self) -> None:
         world = World(_PROMPTS)
@@ -125,7 +127,7 @@ class Conformance:
         stream(selector, world, 10)
         resumed = self._resumed(selector, world)
         self._same(stream(selector, world, 10), stream(resumed, world, 10), "a stream and the same stream resumed in flight")
-        self._same_state(selector.method, resumed.method)
+        self._same_state(selector, resumed, *_RESUMED)
 
     def test_parameters_build_the_same_method(self) -> None:
         method = self.make()
@@ -171,6 +173,35 @@ class Conformance:
 
     def test_observing_writes_only_at_the_visited_rows(self) -> None:
         self._unbroken("visited")
+
+    # -- what outcomes may do ------------------------------------------------------------------------------------------
+
+    def test_the_order_in_which_outcomes_arrive_does_not_matter(self) -> None:
+        """Orders drawn at random, cut into other calls each, some outcomes late: the state of ticket order, bit for bit."""
+        for streaming in (True, False):
+            if streaming and self.make().arrival_order_matters:
+                continue
+            world = World(_PROMPTS, missing=0.1)
+            expected = settled(self._selector(world), world, None, streaming=streaming)
+            for seed in range(self.orders):
+                order = np.random.default_rng([15, seed])
+                other = settled(self._selector(world), world, order, streaming=streaming)
+                what = "a run, and the same whose outcomes came in another order and other calls,"
+                advice = "Declare `arrival_order_matters` where that is meant"
+                self._same_state(expected, other, what, advice)
+                self._same_books(expected, other, what, advice)
+
+    def test_it_learns_from_late_outcomes(self) -> None:
+        """Outcomes of expired tickets, of prompts that are in flight again, come and come twice: each teaches once."""
+        for missing in (0.0, 0.2):
+            world = World(24, missing=missing)
+            watched = Watched(self.make())
+            selector = selector_of(watched, world, self.size)
+            settled(selector, world, np.random.default_rng(16), streaming=True)
+            first = {ticket.seq for ticket in watched.learned}
+            _require(len(first) == len(watched.learned), "it was given the same group twice")
+            _require(selector._totals["late_outcomes"] > 0, "no outcome was late: the world is too small")
+            self._report(watched)
 
     # -- what it survives ----------------------------------------------------------------------------------------------
 
@@ -291,17 +322,48 @@ class Conformance:
         for number, (here, there) in enumerate(zip(one, other, strict=True)):
             _require(here == there, f"{what} differ first in step {number}:\n  {here}\n  {there}")
 
-    def _same_state(self, one: Method, other: Method) -> None:
-        here, there = one.state(), other.state()
+    def _same_state(self, one: Selector, other: Selector, what: str, advice: str) -> None:
+        one.settle()
+        other.settle()
+        here, there = one.method.state(), other.method.state()
         for part in ("prompts", "shared"):
             arrays: dict[str, Array] = getattr(here, part)
             others: dict[str, Array] = getattr(there, part)
-            _require(arrays.keys() == others.keys(), f"state().{part} holds other names: {sorted(arrays)}, {sorted(others)}")
+            _require(
+                arrays.keys() == others.keys(),
+                f"state().{part} of {what} holds other names: {sorted(arrays)}, {sorted(others)}",
+            )
             for name, array in arrays.items():
                 _require(
                     np.array_equal(array, others[name], equal_nan=np.asarray(array).dtype.kind == "f"),
-                    f"the resumed method's state().{part}[{name!r}] differs. Keep in state() all that later steps depend on",
+                    f"{what} differ in the method's state().{part}[{name!r}]. {advice}",
                 )
+
+    def _same_books(self, one: Selector, other: Selector, what: str, advice: str) -> None:
+        """The selector's own part: groups that wait, retired prompts, what is free, what was measured of the premise."""
+        mine, others = ({**s._premise.arrays(), **_begun(s)} for s in (one, other))
+        _require(mine.keys() == others.keys(), f"{what} differ in the groups that wait. {advice}")
+        for name, array in mine.items():
+            same = np.array_equal(array, others[name], equal_nan=np.asarray(array).dtype.kind == "f")
+            _require(same, f"{what} differ in the selector's {name}. {advice}")
+
+
+_RESUMED = ("the method and the resumed one", "Keep in state() all that later steps depend on")
+
+
+def _begun(selector: Selector) -> dict[str, Array]:
+    """What the selector keeps of groups that wait, of retired prompts, and of prompts that cannot be asked for, as arrays."""
+    waiting = [selector._waiting[seq] for seq in selector._waiting.seqs]
+    kept: dict[str, Array] = {
+        "waiting": np.array([(b.first.seq, b.wanted, b.not_before, -1 if b.asked is None else b.asked) for b in waiting]),
+        "retired": np.sort(selector._retired.rows),
+        "blocked": selector._blocked,
+        "next ticket": np.array(selector._next_seq),
+        "rollouts asked for": np.array(selector._totals["rollouts_total"]),
+    }
+    for begun in waiting:
+        kept[f"rewards of the group of ticket {begun.first.seq}"] = begun.group.rewards
+    return kept
 
 
 def _require(condition: Any, otherwise: str) -> None:

@@ -11,7 +11,7 @@ from edgewise.errors import DegradedWarning, ShortfallError
 from edgewise.method import Method
 from edgewise.selector import Selector
 from edgewise.testing.world import World
-from edgewise.types import Ticket
+from edgewise.types import Outcome, Ticket
 
 Asked: TypeAlias = list[list[list[tuple[int, int]]]]
 """What was asked for: (row, rollouts), request by request, in rounds, in steps or calls."""
@@ -73,6 +73,47 @@ def stream(selector: Selector, world: World, calls: int, *, n: int = 4, most: in
             made.append([[(t.row, t.rollouts) for t in tickets]])
             selector.report(world.rollout(_some(selector.in_flight, number, len(selector.in_flight) - most + n)))
     return made
+
+
+def settled(selector: Selector, world: World, order: np.random.Generator | None, *, streaming: bool) -> Selector:
+    """A run in which every outcome is reported, some of them late; `order`: of arrival and of the split into calls.
+
+    None: in the order of tickets, one call for all that come between two decisions. When streaming, one ticket in eight
+    expires, and its outcome comes two calls of `take` later.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegradedWarning)
+        if not streaming:
+            for _ in range(4):
+                try:
+                    with selector.step(policy_version=selector.step_number) as step:
+                        for tickets in step.requests(world.signals):
+                            for part in _parts(world.rollout(tickets), order):
+                                step.report(part)
+                except ShortfallError:
+                    pass
+            return selector
+        waiting: list[tuple[int, Ticket]] = []
+        for number in range(14):
+            if number < 10:
+                tickets = selector.take(5, signals=world.signals, policy_version=number)
+                lost = [t for t in tickets if t.seq % 8 == 3 and t.continues is None]
+                selector.expire(lost)
+                waiting += [(number + (2 if t in lost else t.seq % 3), t) for t in tickets]
+            due = [t for when, t in waiting if when <= number]
+            waiting = [(when, t) for when, t in waiting if when > number]
+            for part in _parts(world.rollout(due), order):
+                selector.report(part)
+        selector.commit()
+        return selector
+
+
+def _parts(outcomes: list[Outcome], order: np.random.Generator | None) -> list[list[Outcome]]:
+    if order is None:
+        return [outcomes]
+    shuffled = [outcomes[i] for i in order.permutation(len(outcomes))]
+    cuts = np.sort(order.integers(0, len(outcomes) + 1, size=int(order.integers(0, 5)))).tolist()
+    return [shuffled[a:b] for a, b in zip([0, *cuts], [*cuts, len(outcomes)], strict=True)]
 
 
 def _some(tickets: list[Ticket], number: int, n: int) -> list[Ticket]:

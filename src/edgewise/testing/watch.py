@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import numpy as np
 
 from edgewise.method import Method, StepView
-from edgewise.types import GROUP_ARRAYS, Array, Floats, Groups, Ints, MethodState, Requests, Setting, Signal, Verdicts
+from edgewise.types import GROUP_ARRAYS, Array, Floats, Groups, Ints, MethodState, Requests, Setting, Signal, Ticket, Verdicts
 
 Rule: TypeAlias = Literal["input", "belief", "visited", "plain"]
 """What was broken: something given was changed; propose or judge changed what is kept per prompt; observe wrote at other rows;
@@ -43,14 +43,17 @@ class _View:
 
 
 class Watched(Method):
-    """Wraps a method. `broken` has one line for each breach, by rule; `asked` has every request: its rows and rollouts."""
+    """Wraps a method. `broken` has one line for each breach, by rule; `asked` has every request: its rows and rollouts;
+    `learned` the tickets of every group that `observe` was given."""
 
     def __init__(self, inner: Method) -> None:
         self.inner = inner
         self.name = inner.name  # type: ignore[misc]
         self.needs, self.scope, self.max_staleness = inner.needs, inner.scope, inner.max_staleness
+        self.arrival_order_matters = inner.arrival_order_matters
         self.broken: dict[Rule, list[str]] = {"input": [], "belief": [], "visited": [], "plain": []}
         self.asked: list[tuple[list[int], list[int]]] = []
+        self.learned: list[Ticket] = []
 
     def start(self, setting: Setting) -> None:
         self.inner.start(setting)
@@ -72,6 +75,11 @@ class Watched(Method):
 
     def observe(self, groups: Groups, step: StepView) -> None:
         before = _copies(self.inner.state().prompts)
+        self.learned += groups.tickets
+        if len(np.unique(groups.rows)) < len(groups) or not groups.valid.any(axis=1).all():
+            self.broken["input"].append(
+                f"observe was given a prompt twice, or a group without a reward: {groups.rows.tolist()}"
+            )
         self._groups_stay("observe", groups, lambda: self.inner.observe(groups, step))
         elsewhere = np.ones(self._size, dtype=np.bool_)
         elsewhere[groups.rows] = False
