@@ -17,15 +17,13 @@ from edgewise import state
 from edgewise.errors import StateError
 from edgewise.migrations import migrated
 from tests.fixtures.make_states import FOLDER
-from tests.test_migrations import UNKNOWABLE, WRITTEN, cases_of, raw
+from tests.test_migrations import WRITTEN, raw, readable
 
 
 def test_a_migration_changes_nothing_that_it_is_given() -> None:
     for folder in WRITTEN:
-        for name, _, file, _ in cases_of(folder):
-            header, arrays = raw(file)
-            if (folder.name, name) in UNKNOWABLE:
-                continue
+        for one in readable(folder):
+            header, arrays = raw(one.files[-1])
             before = copy.deepcopy((header, {key: array.tobytes() for key, array in arrays.items()}))
             once = migrated(header, arrays, "a state")
             assert (header, {key: array.tobytes() for key, array in arrays.items()}) == before
@@ -46,9 +44,7 @@ def test_tickets_become_rows_of_a_table_number_by_number() -> None:
          t["continues"]]
         for t, bit in zip(header["in_flight"], bits, strict=True)
     ]  # fmt: skip
-    assert {name: array.dtype.str for name, array in new.items() if name.startswith("table/")} == {
-        "table/in_flight": "<i8", "table/retired": "<i8", "table/waiting": "<i8", "table/waiting_parts": "<i8",
-    }  # fmt: skip
+    assert all(array.dtype == np.int64 for name, array in new.items() if name.startswith("table/"))
     assert new["table/waiting"][:, 8:].tolist() == [
         [w["wanted"], w["not_before"], -1 if w["asked"] is None else w["asked"], len(w["parts"])] for w in header["waiting"]
     ]
@@ -56,9 +52,8 @@ def test_tickets_become_rows_of_a_table_number_by_number() -> None:
         [w["ticket"]["seq"], *part] for w in header["waiting"] for part in w["parts"]
     ]
     assert len(new["table/waiting_parts"]) > len(header["waiting"]), "one group was continued twice"
-    assert new_header == {
-        **{k: v for k, v in header.items() if k not in ("in_flight", "waiting", "writer")}, "format": new_header["format"]
-    }  # fmt: skip
+    same = {name: value for name, value in header.items() if name not in ("in_flight", "waiting", "writer", "format")}
+    assert {name: new_header[name] for name in same} == same
 
 
 def test_no_prediction_stays_no_prediction_and_a_missing_version_is_that_of_the_newest_ticket() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from edgewise._version import __version__
 from edgewise.errors import StateError, StateMismatchError, StateVersionError
 from edgewise.migrations import migrated
 from edgewise.types import Array
@@ -47,7 +48,8 @@ def encode(header: dict[str, Any], arrays: dict[str, Array]) -> bytes:
         for name, array in arrays.items()
     }
     try:
-        text = json.dumps({"format": FORMAT, **header}, sort_keys=True, allow_nan=False)
+        # a record of a journal names its writer, too: who reads only older formats is told what to install
+        text = json.dumps({"format": FORMAT, "edgewise": __version__, **header}, sort_keys=True, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise StateError(f"the header of the state is no JSON: {error}.") from error
     data = to_bytes(plain, metadata={"edgewise": text, "sha256": _digest(text, plain)})
