@@ -279,6 +279,43 @@ def test_a_damaged_newest_state_of_an_old_folder_costs_the_steps_after_the_one_b
     ledger.note(12, tried=1, held=1)
 
 
+def test_a_folder_of_todays_goes_on_in_the_next_format_and_is_kept_as_a_backup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What whoever raises FORMAT relies on: journals are read in their own format, and then brought to the next."""
+    case, folder = CASES["directory"], tmp_path / "run"
+    twin = case.selector()
+    case.drive(twin, 7)
+    following = case.drive(twin, NEXT)
+    for steps in (5, 2):  # two writers, so that what the second wrote lies behind a snapshot of the first
+        selector = case.selector(directory=folder)
+        case.drive(selector, steps)
+        selector.close()
+    before = all_bytes(folder)
+    assert len([name for name in before if name.endswith(".journal")]) >= 2
+    monkeypatch.setitem(MIGRATIONS, state.FORMAT, lambda header, arrays: ({**header, "format": state.FORMAT}, arrays))
+    with next_version(monkeypatch):
+        selector = case.selector(directory=folder)
+        assert selector.step_number == 7
+        assert all_bytes(folder) == before, "opening a folder changes nothing in it"
+        assert case.drive(selector, 1) == following[:1]
+        selector.close()
+        selector = case.selector(directory=folder)
+        assert case.drive(selector, 2) == following[1:]
+        selector.close()
+        now = {file.name: file.read_bytes() for file in folder.glob("selector-*")}
+    assert {name.removesuffix(".backup"): data for name, data in now.items() if name.endswith(".backup")} == before
+    assert all(raw(file)[0]["format"] == state.FORMAT + 1 for file in folder.glob("selector-*.safetensors"))
+    backup = tmp_path / "again"
+    backup.mkdir()
+    for name in before:
+        shutil.copy(folder / f"{name}.backup", backup / name)
+    old = case.selector(directory=backup)
+    assert case.drive(old, NEXT) == following
+    old.close()
+    ledger.note(12, tried=len(before), held=len(before))
+
+
 # ------------------------------------------------------------------------------------------------------------- newer
 
 NEWER = rf"has state format {state.FORMAT + 1}, written by edgewise 99\.5; .*Install edgewise>=99\.5"

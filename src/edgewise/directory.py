@@ -369,16 +369,32 @@ class RunDirectory:
 
     def _forget_before(self, oldest: Found) -> None:
         """Files that no kept snapshot needs. That one cannot be deleted is no reason to stop."""
+        first = self._first_of_this_format()
         for kind in ("safetensors", "journal"):
             for found in files(self.path, kind):
                 if found[:2] < oldest[:2]:
                     try:
-                        if found.fence:
+                        if found.fence >= first:
                             found.path.unlink(missing_ok=True)
                         else:  # written by an older edgewise, which could not read ours
                             found.path.rename(found.path.with_name(f"{found.path.name}.backup"))
                     except OSError as error:
                         self.notes.append(f"{found.path} could not be removed: {error}.")
+
+    def _first_of_this_format(self) -> int:
+        """Fence of the first writer of the present format while snapshots of an older one are there; else 1: format 1 had none.
+
+        That tells the journals apart, too: behind a state of an older format a writer begins with a snapshot.
+        """
+        formats: list[tuple[int, Any]] = []
+        for found in files(self.path, "safetensors"):
+            try:
+                formats.append((found.fence, state.header_of(found.path).get("format")))
+            except StateError:
+                continue
+        if not any(type(number) is int and number < state.FORMAT for _, number in formats):
+            return 1
+        return min((fence for fence, number in formats if number == state.FORMAT), default=1)
 
     def _new_journal(self) -> int:
         path = self.path / f"{self._stem}.journal"
