@@ -335,3 +335,98 @@ def test_labels_keep_their_distance_and_their_order() -> None:
 def test_the_report_imports_without_matplotlib() -> None:
     program = "import sys, edgewise.report.page, edgewise.report.picture; print('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+# -- whatever a name is --------------------------------------------------------------------------------------------------
+
+NAMES = {
+    "end of the script": "</script><script>alert(1)</script>",
+    "end of the style": "</style><script>alert(1)</script>",
+    "an image": "<img src=x onerror=alert(1)>",
+    "an attribute": '" onload="alert(1)" x=\'',
+    "a comment": "<!-- <script> -->",
+    "character data": "]]><script>alert(1)</script><![CDATA[",
+    "an entity": "&lt;script&gt;&#60;img&#62;&amp;",
+    "svg": "</title></text></svg><svg onload=alert(1)>",
+    "separators": "a\u2028b\u2029c\x85d\r\ne",
+    "right to left": "\u202egnp.evil\u2066\u200f",
+    "a NUL": "a\x00b\x1b[31mc\x07",
+    "half a surrogate pair": "a\ud800b\udfff",
+    "mathematics": "$\\frac{x}{$_{^",
+    "a link": "javascript:alert(1) https://example.org/x",
+    "a path": "../../../../tmp/x",
+    "ten megabytes": "<script>" * 1_250_000,
+}
+
+
+def whole(name: str) -> dict[str, Any]:
+    """A comparison in which everything that can be text is `name`, or has it in it."""
+    arms = [row(f"{name} {i}", 2, [1.4, 1.3, 1.5], final=0.44) for i in range(2)] + [row(name, 2, [1.0, 1.0, 1.0])]
+    texts = {"title": name, "command": ["edgewise", name], "versions": {name: name}, "settings": {name: {name: [name]}}}
+    return comparison(*arms, reference=name) | texts
+
+
+class Tree(HTMLParser):
+    """The elements of a page with the names of their attributes, as they open and close."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(convert_charrefs=False)
+        self.events: list[tuple[str, ...]] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        kept = [f"{name}={value}" if name in ("style", "class", "id", "type") else name for name, value in attrs]
+        self.events.append(("<", tag, *kept))
+
+    def handle_endtag(self, tag: str) -> None:
+        self.events.append((">", tag))
+
+    def handle_comment(self, data: str) -> None:
+        self.events.append(("comment", data))
+
+    def handle_decl(self, decl: str) -> None:
+        self.events.append(("declaration", decl))
+
+    def unknown_decl(self, data: str) -> None:
+        self.events.append(("unknown", data))
+
+    def handle_pi(self, data: str) -> None:
+        self.events.append(("instruction", data))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_whatever_a_name_is_the_page_has_the_same_elements(name: str, tmp_path: Path) -> None:
+    given = whole(NAMES[name])
+    text = write_page(given, tmp_path / "page.html").read_text(encoding="utf-8")
+    plain = write_page(whole("harmless"), tmp_path / "plain.html").read_text(encoding="utf-8")
+    assert Tree(text).events == Tree(plain).events
+    assert len(text) < 1_000_000
+    data = text.rpartition('<script type="application/json" id="comparison">')[2].partition("</script>")[0]
+    assert not set("<>&\u2028\u2029\x00") & set(data)
+    assert data.isascii()
+    found = json.loads(data)
+    if name == "ten megabytes":
+        assert found["title"] == NAMES[name][:10_000] + "… (9,990,000 more characters)"
+    else:
+        assert found == given
+    assert not [c for c in text.replace("\n", "") if not c.isprintable()]
+
+
+@pytest.mark.parametrize("name", ["mathematics", "a NUL", "half a surrogate pair", "ten megabytes"])
+def test_whatever_a_name_is_the_pictures_are_drawn(name: str, tmp_path: Path) -> None:
+    given = whole(NAMES[name])
+    assert png_size(draw_accuracy(given, tmp_path / "a.png")) == (1200, 700)
+    assert png_size(draw_waste(given, tmp_path / "w.png"))[0] == 1200
+
+
+def test_a_page_of_a_hundred_thousand_prompts_stays_small(tmp_path: Path) -> None:
+    """What is too long stays out of the page's data, which say so; figures and pictures are whole."""
+    given = usual() | {"prompts": {f"prompt {i}": {"pass_rate": i / 100_000, "text": "x" * 100} for i in range(100_000)}}
+    path = write_page(given, tmp_path / "page.html")
+    assert path.stat().st_size < 5_500_000
+    page = Page(path.read_text(encoding="utf-8"))
+    data = json.loads(page.data)
+    assert data["summary"] == given["summary"]
+    assert "prompts" not in data
+    assert list(data["left_out"]) == ["prompts"]

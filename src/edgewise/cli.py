@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import re
 import sys
@@ -59,11 +60,15 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code. Usage errors exit as argparse does, with code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that lacks a letter shows its number
+            stream.reconfigure(errors="backslashreplace")
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning(warnings.showwarning)
             code = _run(words)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except EdgewiseError as error:
         print(f"edgewise: {error}", file=sys.stderr)
@@ -72,8 +77,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("edgewise: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return 0
+    except OSError as error:  # of a file or of our output: the disk is full, a folder is in the place of a file
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _silence(sys.stdout)
+        print(f"edgewise: {where}{error.strerror or error}. Check the path, permissions and space.", file=sys.stderr)
+        return 2
+    except (MemoryError, RecursionError) as error:
+        what = "the memory does not suffice" if isinstance(error, MemoryError) else "something in it is nested too deep"
+        print(f"edgewise: {what}. Give a smaller or simpler input.", file=sys.stderr)
+        return 2
+
+
+def _silence(stream: Any) -> None:
+    """What is still to be written goes nowhere: else the interpreter complains when it ends."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError, AttributeError):
+        pass
 
 
 def _show_warning(usual: Callable[..., None]) -> Callable[..., None]:

@@ -24,6 +24,7 @@ PROMPT_COLUMNS = ("prompt", "question", "problem", "query", "input", "instructio
 
 _PRIOR_WORDS = ("pass_rate", "passrate", "pass@", "solve_rate", "success_rate", "correct_rate", "accuracy", "acc", "avg_score")
 _SHOWN = 5
+_MOST_TEXT = 4_000
 
 
 @dataclass(kw_only=True)
@@ -109,7 +110,9 @@ def _look_at_prompts(table: Table, found: Diagnosis) -> None:
                 contradictions.append(row)
         else:
             first_answer[key] = (row, answer_key)
-    found.prompt_shape = ", ".join(f"{shape} ({count:,} rows)" for shape, count in shapes.most_common())
+    shown = [f"{shape} ({count:,} rows)" for shape, count in shapes.most_common(_SHOWN)]
+    more = [f"and {len(shapes) - _SHOWN:,} more shapes"] if len(shapes) > _SHOWN else []
+    found.prompt_shape = ", ".join([*shown, *more])
     found.prompt_characters = (int(lengths.min()), int(np.median(lengths)), int(lengths.max()))
     found.answer_columns = [name for name in ANSWER_COLUMNS if name in answers_seen]
     kinds = {shape.partition(" ")[0] for shape in shapes}
@@ -148,7 +151,7 @@ def _look_for_prior_pass_rates(table: Table, found: Diagnosis) -> None:
         values = [value for (value,) in table.values(name) if value is not None]
         if not values or not all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
             continue
-        rates = np.array(values, dtype=np.float64)
+        rates = np.array([value if abs(value) <= 2 else 2 for value in values], dtype=np.float64)
         if not ((rates >= 0) & (rates <= 1)).all():
             found.notes.append(f"{name!r} is named like a pass rate, but holds values outside [0, 1].")
             continue
@@ -174,7 +177,8 @@ def _shape(prompt: Any) -> str:
     if isinstance(prompt, str):
         return "text"
     if isinstance(prompt, (list, tuple)) and prompt and all(isinstance(part, Mapping) and "role" in part for part in prompt):
-        return f"chat of {' + '.join(str(part['role']) for part in prompt[:4])}{' + ...' if len(prompt) > 4 else ''}"
+        roles = [part["role"] if isinstance(part["role"], str) else type(part["role"]).__name__ for part in prompt[:4]]
+        return f"chat of {' + '.join(role[:20] for role in roles)}{' + ...' if len(prompt) > 4 else ''}"
     return f"{type(prompt).__name__} (neither text nor chat)"
 
 
@@ -185,7 +189,8 @@ def _rows(rows: Sequence[int]) -> str:
 
 def render(found: Diagnosis) -> str:
     """The diagnosis as aligned text."""
-    lines = [["rows", f"{found.rows:,}"], ["columns", ", ".join(found.columns) or "none"]]
+    more = f" and {len(found.columns) - 50:,} more" if len(found.columns) > 50 else ""
+    lines = [["rows", f"{found.rows:,}"], ["columns", (", ".join(found.columns[:50]) or "none") + more]]
     if found.prompt_column is not None:
         lines.append(["prompt", f"column {found.prompt_column!r}: {found.prompt_shape}"])
     if found.prompt_characters is not None:
@@ -197,14 +202,20 @@ def render(found: Diagnosis) -> str:
     if found.id_examples:
         lines.append(["examples", ", ".join(_shown_id(prompt_id) for prompt_id in found.id_examples)])
     lines += [["pass rate", f"column {name!r}: {text}"] for name, text in found.prior_pass_rates.items()]
-    parts = [format_table(["", ""], lines).lstrip("\n")]
-    parts += [f"problem: {text}" for text in found.problems]
-    parts += [f"note: {text}" for text in found.notes]
+    parts = [format_table(["", ""], [[name, _plain(text)] for name, text in lines]).lstrip("\n")]
+    parts += [f"problem: {_plain(text)}" for text in found.problems]
+    parts += [f"note: {_plain(text)}" for text in found.notes]
     if not found.problems:
         parts.append("fine: edgewise can choose from these prompts.")
     if found.next:
         parts.append(f"next: {found.next}")
     return "\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """Text that moves no cursor and changes no colour of a terminal, whatever the data set's columns are called."""
+    whole = text if len(text) <= _MOST_TEXT else f"{text[:_MOST_TEXT]}..."
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in whole)
 
 
 def _shown_id(prompt_id: str) -> str:

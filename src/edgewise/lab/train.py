@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import hashlib
 import json
 import os
 import re
@@ -21,8 +22,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from edgewise import foreign
 from edgewise.compose import method_of
 from edgewise.errors import ConfigError, nearest
+from edgewise.foreign import shown
 from edgewise.lab.arithmetic import KINDS, POOLS, make_pool
 from edgewise.lab.compare import Comparison
 from edgewise.lab.record import ArmSpec, claim, planned_steps
@@ -44,6 +47,7 @@ SERVED: frozenset[Signal] = frozenset(
     {CATEGORY, DIFFICULTY, EMBEDDING, PASS_RATE, PROMPT_ENTROPY, PROMPT_PERPLEXITY, ROLLOUT_ENTROPY}
 )
 """Signals that an arm can have: measured by the host, or known of the task (`edgewise.lab.arm`)."""
+_LONGEST_FOLDER = 120
 ORACLE: dict[str, Any] = {"gate": "off"}
 """The oracle knows which groups will be mixed, so it spends no rollouts on filling up: every round is one batch."""
 
@@ -251,8 +255,8 @@ def _parse(text: str) -> tuple[str, dict[str, Any]]:
         if not equals or not key:
             raise ConfigError(f"Method {text!r}: parameters are written key=value, separated by commas; got {pair!r}.")
         try:
-            parameters[key.strip()] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+            parameters[key.strip()] = ast.literal_eval(value) if len(value) <= 1_000 else value
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
             parameters[key.strip()] = value
     if name == "oracle":
         parameters = ORACLE | parameters
@@ -298,11 +302,17 @@ def _check_task(args: argparse.Namespace) -> None:
 
 def _folder(out: Path, spec: ArmSpec) -> Path:
     """The arm's folder; refuses one that holds an arm of another spec."""
-    folder = out / f"{re.sub(r'[^A-Za-z0-9.=_-]+', '-', spec.name)}-seed{spec.seed}"
+    name = re.sub(r"[^A-Za-z0-9.=_-]+", "-", spec.name)
+    if len(name) > _LONGEST_FOLDER:  # names of files end at 255 bytes
+        name = f"{name[: _LONGEST_FOLDER - 13]}-{hashlib.sha256(spec.name.encode('utf-8', 'replace')).hexdigest()[:12]}"
+    folder = out / f"{name}-seed{spec.seed}"
     try:
         claim(folder, spec)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
-        raise ConfigError(f"--out {out}: cannot be written ({error.strerror}: {error.filename}).") from error
+    except (OSError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"--out {shown(str(out))}: cannot be written ({why}). Name a folder to write to.") from error
     return folder
 
 
@@ -390,7 +400,7 @@ def _write(out: Path, result: dict[str, Any]) -> list[Path]:
     from edgewise.report.picture import draw_accuracy, draw_waste
 
     data = out / "comparison.json"
-    data.write_text(json.dumps(result, indent=1))
+    foreign.replace(data, json.dumps(result, indent=1))
     pictures = [draw_accuracy(result, out / "accuracy.png"), draw_waste(result, out / "waste.png")]
     return [data, *pictures, write_page(result, out / "report.html")]
 

@@ -61,10 +61,15 @@ def colours(methods: Iterable[str]) -> dict[str, Colour]:
     return found
 
 
-def clean(text: object, most: int | None = None) -> str:
-    """Text of one line that any font and any file takes; shortened to `most` characters for a picture."""
-    line = "".join(c if c.isprintable() else " " for c in str(text)).strip() or "(no name)"
-    return line if most is None or len(line) <= most else line[: most - 1] + "…"
+LONGEST = 500
+"""Characters of a name on a page; the data at its end hold more."""
+
+
+def clean(text: object, most: int = LONGEST) -> str:
+    """Text of one line that any font and any file takes, shortened to `most` characters."""
+    whole = str(text)
+    line = "".join(c if c.isprintable() else " " for c in whole[: 4 * most]).strip() or "(no name)"
+    return line if len(line) <= most and len(whole) <= 4 * most else line[: most - 1] + "…"
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -17,6 +17,10 @@ from edgewise.report.words import ceiling, kind, main_row, premise, sentence, ti
 
 Row = Mapping[str, Any]
 
+_MOST_TEXT = 10_000
+"""Characters of one text in the data of a page."""
+_MOST_DATA = 5_000_000
+"""Bytes of the data of a page. What is longer stands in comparison.json."""
 _SECONDS = {
     "select_s": "select",
     "signal_s": "verify",
@@ -47,16 +51,24 @@ def write_page(comparison: Mapping[str, Any], path: Path) -> Path:
 
 
 def embedded(comparison: Mapping[str, Any]) -> str:
-    """The comparison as JSON that cannot end the element it stands in."""
-    text = json.dumps(_finite(comparison), separators=(",", ":"), allow_nan=False)
+    """The comparison as JSON that cannot end the element it stands in; without what would make the page too large."""
+    plain = _finite(comparison)
+    text = json.dumps(plain, separators=(",", ":"), allow_nan=False)
+    if len(text) > _MOST_DATA:
+        sizes = {name: len(json.dumps(value)) for name, value in plain.items()}
+        long = [name for name, size in sizes.items() if size > _MOST_DATA // 20]
+        kept = {name: value for name, value in plain.items() if name not in long}
+        text = json.dumps(kept | {"left_out": {name: f"{sizes[name]:,} bytes" for name in long}}, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(name): _finite(inner) for name, inner in value.items()}
+        return {_finite(str(name)): _finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
+    if isinstance(value, str) and len(value) > _MOST_TEXT:
+        return f"{value[:_MOST_TEXT]}… ({len(value) - _MOST_TEXT:,} more characters)"
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -103,7 +115,7 @@ def _head(comparison: Mapping[str, Any]) -> str:
     rows = [row for row in comparison["summary"] if row is not first and row["method"] != comparison["reference"]]
     others = "".join(f"<li>{_html(sentence(row, comparison))}</li>" for row in rows)
     told = ceiling(comparison)
-    others += f"<li>{_html(told)}</li>" if told else ""
+    others += f"<li>{_html(told, 10_000)}</li>" if told else ""
     return f"""<header>
 <p class="kind">edgewise · {_html(kind(comparison))}</p>
 <h1>{_html(sentence(first, comparison) if first else title(comparison))}</h1>
@@ -127,7 +139,7 @@ def _accuracy_caption(comparison: Mapping[str, Any]) -> str:
         )
     if any(curve.method == ORACLE for curve in drawn):
         parts.append(f"{ORACLE} is the {CEILING}.")
-    return _html(" ".join(parts))
+    return _html(" ".join(parts), 2_000)
 
 
 def _tables(comparison: Mapping[str, Any]) -> str:
@@ -182,7 +194,7 @@ def _premise(comparison: Mapping[str, Any]) -> str:
     if not found:
         return ""
     rows = [[_html(words), _number(found.get(name), "+.2f")] for name, words in _PREMISE.items()]
-    said = f"<p>{_html(' '.join(premise(comparison)))}</p>"
+    said = f"<p>{_html(' '.join(premise(comparison)), 2_000)}</p>"
     table = _table("", ["Spearman rank correlation of", "mean over evaluations"], rows)
     return f"""<section class="narrow"><h2>Does prompt entropy find the learning edge here?</h2>
 <p>HIVE's second stage prefers prompts of high entropy V. That pays where high V means a group of mixed results.</p>
@@ -213,7 +225,7 @@ def _definitions(comparison: Mapping[str, Any]) -> str:
             "and for everything else of a step. Sums over the run, mean over seeds."
         ),
     }
-    items = "".join(f"<dt>{_html(term)}</dt><dd>{_html(text)}</dd>" for term, text in terms.items())
+    items = "".join(f"<dt>{_html(term)}</dt><dd>{_html(text, 2_000)}</dd>" for term, text in terms.items())
     return f'<section class="narrow"><h2>How the figures are defined</h2><dl>{items}</dl></section>'
 
 
@@ -222,7 +234,7 @@ def _origin(comparison: Mapping[str, Any]) -> str:
     parts = []
     if command:
         words = command if isinstance(command, str) else shlex.join(str(word) for word in command)
-        parts.append(f"<pre>{_html(words)}</pre>")
+        parts.append(f"<pre>{_html(words, 10_000)}</pre>")
     if versions:
         parts.append(f"<p>{_html(' · '.join(f'{name} {version}' for name, version in versions.items()))}</p>")
     parts.append("<p>The data behind this page stands in its last element, <code>#comparison</code>, as JSON.</p>")
@@ -246,8 +258,8 @@ def _interval(values: Sequence[float | None] | None, never: int) -> str:
     return f"{ratio} <small>[{_number(values[1], '.2f')}, {_number(values[2], '.2f')}]</small>"
 
 
-def _html(text: object) -> str:
-    return escape(clean(text))
+def _html(text: object, most: int = 1_000) -> str:
+    return escape(clean(text, most))
 
 
 _STYLE = """

@@ -138,7 +138,7 @@ def _described(drawn: Sequence[Curve], rows: Mapping[str, Any], comparison: Mapp
 def _open(height: int, name: str, title: str, described: str) -> str:
     return (
         f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-labelledby="{name}-title {name}-desc">'
-        f'<title id="{name}-title">{_html(title)}</title><desc id="{name}-desc">{_html(described)}</desc>'
+        f'<title id="{name}-title">{_html(title)}</title><desc id="{name}-desc">{escape(clean(described, 10_000))}</desc>'
     )
 
 

@@ -22,7 +22,7 @@ Row = Mapping[str, Any]
 
 def kind(comparison: Mapping[str, Any]) -> str:
     """Where the figures come from."""
-    return clean(comparison.get("title") or KIND)
+    return clean(comparison.get("title") or KIND, 160)
 
 
 def main_row(comparison: Mapping[str, Any]) -> Row | None:
