@@ -48,7 +48,7 @@ from edgewise.beliefs.markov import Markov3
 from edgewise.beliefs.regressed import LogisticBelief, RidgeBelief
 from edgewise.choosers.rank import CHOOSERS
 from edgewise.errors import ConfigError, nearest
-from edgewise.foreign import shown
+from edgewise.foreign import named, shown
 from edgewise.method import Method
 from edgewise.methods import make
 from edgewise.methods.user import Composed
@@ -127,7 +127,7 @@ _ENDINGS = (".toml", ".yaml", ".yml")
 
 def _read(path: Path) -> tuple[str, Mapping[str, Any]]:
     """What to call the file, and what it holds. Raises ConfigError."""
-    where = str(path) if str(path).isprintable() and len(str(path)) <= 400 else shown(str(path))
+    where = named(path)
     kind = path.suffix.lower()
     if kind not in _ENDINGS:
         raise ConfigError(f"{where}: the name must end in .toml, .yaml or .yml, got {shown(path.suffix)}. Rename the file.")

@@ -9,7 +9,7 @@ from typing import Any
 
 from edgewise import foreign
 from edgewise.errors import ConfigError, PoolError
-from edgewise.foreign import shown
+from edgewise.foreign import named, shown
 
 _READS = "edgewise reads .parquet, .jsonl, .json and folders written by datasets' save_to_disk"
 _SHOWN = 5
@@ -29,7 +29,7 @@ def read(path: str | Path) -> Any:
     try:
         if not path.exists():
             raise ConfigError(
-                f"{_name(path)}: there is no such file or folder. {_READS}; data on the Hub must be downloaded first."
+                f"{named(path)}: there is no such file or folder. {_READS}; data on the Hub must be downloaded first."
             )
         if path.is_dir():
             return _read_folder(path)
@@ -39,19 +39,13 @@ def read(path: str | Path) -> Any:
             return _read_jsonl(path)
         if path.suffix == ".json":
             return _read_json(path)
-        raise ConfigError(f"{_name(path)}: cannot tell the format from the suffix {shown(path.suffix)}; {_READS}.")
+        raise ConfigError(f"{named(path)}: cannot tell the format from the suffix {shown(path.suffix)}; {_READS}.")
     except OSError as error:
-        raise ConfigError(f"{_name(path)}: cannot be read ({error.strerror or error}). {_READS}.") from error
+        raise ConfigError(f"{named(path)}: cannot be read ({error.strerror or error}). {_READS}.") from error
     except ValueError as error:
         if isinstance(error, (ConfigError, PoolError)):
             raise
         raise ConfigError(f"{shown(str(path))} is no file name ({error}). {_READS}.") from error  # it holds a NUL
-
-
-def _name(path: Path) -> str:
-    """The path as it stands, unless that would break a line of text or fill the screen."""
-    text = str(path)
-    return text if text.isprintable() and len(text) <= 400 else shown(text)
 
 
 class ArrowRows:
@@ -116,26 +110,26 @@ def _read_parquet(path: Path) -> ArrowRows:
             file = pyarrow.parquet.ParquetFile(opened)  # which bounds what the head of the file may claim
             rows, names = file.metadata.num_rows, list(file.schema_arrow.names)
             if not 0 <= rows <= _MOST_ROWS:
-                raise PoolError(f"{_name(path)} would have {rows:,} rows; at most {_MOST_ROWS:,} are read. Cut it into parts.")
+                raise PoolError(f"{named(path)} would have {rows:,} rows; at most {_MOST_ROWS:,} are read. Cut it into parts.")
             twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
             if twice:
-                raise PoolError(f"{_name(path)} has more than one column {shown(twice[0])}. Rename or drop one.")
-            return ArrowRows(file.read(), _name(path))
+                raise PoolError(f"{named(path)} has more than one column {shown(twice[0])}. Rename or drop one.")
+            return ArrowRows(file.read(), named(path))
         except PoolError:
             raise
         except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
-            raise PoolError(f"{_name(path)} is not a readable parquet file: {_brief(error)}. Write it again.") from error
+            raise PoolError(f"{named(path)} is not a readable parquet file: {_brief(error)}. Write it again.") from error
 
 
 def _read_folder(path: Path) -> Any:
     if (path / "dataset_dict.json").exists():
         splits = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         one = path / (splits[0] if splits else "train")
-        raise ConfigError(f"{_name(path)} holds the splits {', '.join(splits[:20])}. Name one: {_name(one)}")
+        raise ConfigError(f"{named(path)} holds the splits {', '.join(splits[:20])}. Name one: {named(one)}")
     if not (path / "dataset_info.json").exists():
         files = sorted(entry.name for entry in path.iterdir() if entry.suffix in (".parquet", ".jsonl", ".json"))
-        hint = f"Name one file: {_name(path / files[0])}" if files else f"{_READS}."
-        raise ConfigError(f"{_name(path)} is not a data set written by datasets' save_to_disk. {hint}")
+        hint = f"Name one file: {named(path / files[0])}" if files else f"{_READS}."
+        raise ConfigError(f"{named(path)} is not a data set written by datasets' save_to_disk. {hint}")
     _check_folder(path)
     try:
         import datasets
@@ -145,7 +139,7 @@ def _read_folder(path: Path) -> Any:
         return datasets.load_from_disk(str(path))
     except Exception as error:  # whatever datasets makes of foreign bytes
         raise PoolError(
-            f"{_name(path)} is not a readable data set: {_brief(error)}. Write it again with save_to_disk."
+            f"{named(path)} is not a readable data set: {_brief(error)}. Write it again with save_to_disk."
         ) from error
 
 
@@ -156,12 +150,12 @@ def _check_folder(path: Path) -> None:
         try:
             found[name] = foreign.loads(foreign.contents(path / name, _MOST_SETTINGS))
         except ValueError as error:
-            raise PoolError(f"{_name(path / name)} is not JSON ({_brief(error)}). Write the data set again.") from error
+            raise PoolError(f"{named(path / name)} is not JSON ({_brief(error)}). Write the data set again.") from error
     files = found["state.json"].get("_data_files") if isinstance(found["state.json"], dict) else None
     names = [file.get("filename") if isinstance(file, dict) else None for file in files] if isinstance(files, list) else [None]
     for part in names:
         if not isinstance(part, str) or not part or "\0" in part or Path(part).name != part:
-            raise PoolError(f"{_name(path / 'state.json')} must name files of this folder, got {shown(part)}. Write it again.")
+            raise PoolError(f"{named(path / 'state.json')} must name files of this folder, got {shown(part)}. Write it again.")
         foreign.opened(path / part).close()
 
 
@@ -182,12 +176,12 @@ def _read_json(path: Path) -> list[Mapping[str, Any]]:
                     bad.append(count)
                 count += 1
         except TypeError as error:
-            raise PoolError(f"{_name(path)} holds one {error}; expected a list of objects, or one object a line.") from error
+            raise PoolError(f"{named(path)} holds one {error}; expected a list of objects, or one object a line.") from error
         except ValueError as error:
-            raise PoolError(f"{_name(path)} is not JSON ({_brief(error)}). Repair or write it again.") from error
+            raise PoolError(f"{named(path)} is not JSON ({_brief(error)}). Repair or write it again.") from error
     if bad:
         raise PoolError(
-            f'{_name(path)}: item {bad[0]} of the list is no object such as {{"prompt": "1+1="}} '
+            f'{named(path)}: item {bad[0]} of the list is no object such as {{"prompt": "1+1="}} '
             f"({count - len(rows):,} in all)."
         )
     return rows
@@ -218,7 +212,7 @@ def _read_jsonl(path: Path) -> list[Mapping[str, Any]]:
         listed = "\n".join(f"  line {number}: {reason}" for number, reason in islice(bad, _SHOWN))
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         raise PoolError(
-            f"{_name(path)}: {len(bad)} of {len(bad) + len(rows)} lines cannot be read. Repair or delete them.\n"
+            f"{named(path)}: {len(bad)} of {len(bad) + len(rows)} lines cannot be read. Repair or delete them.\n"
             f"{listed}{more}{given_up}"
         )
     return rows

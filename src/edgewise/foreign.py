@@ -232,6 +232,12 @@ def _refused(constant: str) -> Any:
 # -- words ---------------------------------------------------------------------------------------------------------------
 
 
+def named(path: str | os.PathLike[str]) -> str:
+    """A path as it stands, unless that would break a line of text or fill the screen."""
+    text = os.fsdecode(path)
+    return text if text.isprintable() and len(text) <= 400 else shown(text)
+
+
 def shown(value: object) -> str:
     """A value as messages show it: one line, short, whatever it is. A list of itself a billion times over is short, too.
 

@@ -25,7 +25,7 @@ from typing import Any
 from edgewise import foreign
 from edgewise.compose import method_of
 from edgewise.errors import ConfigError, nearest
-from edgewise.foreign import shown
+from edgewise.foreign import named
 from edgewise.lab.arithmetic import KINDS, POOLS, make_pool
 from edgewise.lab.compare import Comparison
 from edgewise.lab.record import ArmSpec, claim, planned_steps
@@ -312,7 +312,7 @@ def _folder(out: Path, spec: ArmSpec) -> Path:
         if isinstance(error, ConfigError):
             raise
         why = f"{error.strerror}: {error.filename}" if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"--out {shown(str(out))}: cannot be written ({why}). Name a folder to write to.") from error
+        raise ConfigError(f"--out {named(out)}: cannot be written ({why}). Name a folder to write to.") from error
     return folder
 
 
