@@ -279,6 +279,21 @@ def test_a_damaged_newest_state_of_an_old_folder_costs_the_steps_after_the_one_b
     ledger.note(12, tried=1, held=1)
 
 
+def test_a_newest_state_that_cannot_be_migrated_is_not_passed_over_unless_asked(tmp_path: Path) -> None:
+    case, written = CASES["patient"], FOLDER / "format-1" / "28f801c"
+    shutil.copy(written / "patient.safetensors", tmp_path / "selector-000000005.safetensors")
+    shutil.copy(written / "patient-stream.safetensors", tmp_path / "selector-000000006.safetensors")
+    before = all_bytes(tmp_path)
+    with pytest.raises(StateError, match=r"selector-000000006\.safetensors has state format 1 and cannot be brought"):
+        case.selector(directory=tmp_path)
+    assert all_bytes(tmp_path) == before
+    selector = case.selector(directory=tmp_path, resume=5)
+    answer = json.loads((written / "patient.json").read_text(encoding="ascii"))
+    assert as_it_was(selector, answer["at"])
+    assert alike(plainly(case.drive(selector, NEXT)), answer["next"])
+    selector.close()
+
+
 def test_a_folder_of_todays_goes_on_in_the_next_format_and_is_kept_as_a_backup(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
