@@ -176,8 +176,8 @@ def refit(
     return Refit({**header, "identity": dict(identity)}, found, tuple(notes), fresh)
 
 
-def fresh_shared(arrays: Mapping[str, Array], fresh: Mapping[str, Array]) -> dict[str, Array]:
-    """The state with shared arrays of a method that was just started: for one that cannot go on from those that were saved."""
+def with_shared(arrays: Mapping[str, Array], fresh: Mapping[str, Array]) -> dict[str, Array]:
+    """The state with the shared arrays of a method just started, for one that cannot go on from those that were saved."""
     return {k: v for k, v in arrays.items() if not k.startswith(_SHARED)} | {f"{_SHARED}{k}": v for k, v in fresh.items()}
 
 

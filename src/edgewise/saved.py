@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgewise import state
+from edgewise import edited, state
 from edgewise._version import __version__
 from edgewise.directory import History, RunDirectory
-from edgewise.errors import ConfigError, EdgewiseError, StateError
+from edgewise.errors import ConfigError, DegradedWarning, EdgewiseError, StateError, StateMismatchError
+from edgewise.method import Method
 from edgewise.metrics import EntropyPremise
+from edgewise.stream import Slots
 from edgewise.tickets import packed, unpacked
 from edgewise.types import Array, MethodState, Ticket
 from edgewise.waiting import Retired, Waiting
@@ -59,6 +62,9 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
     arrays |= {f"selector/{k}": v for k, v in selector._premise.arrays().items()}
     arrays |= selector._waiting.arrays() | selector._retired.arrays()
     arrays |= {"table/in_flight": packed(selector._open.values()), "table/expired": packed(selector._expired.values())}
+    arrays |= {f"selector/{k}": v for k, v in selector._stream.slots.arrays().items()}
+    arrays |= {f"parked/{k}": v for k, v in selector._parked.items()}
+    arrays["pool/ids"], arrays["pool/contents"] = selector.pool.keys
     name, seqs = selector._last_take or (None, [])
     arrays["selector/last_take"] = np.array(seqs, dtype=np.int64)
     header = {
@@ -82,18 +88,26 @@ def most_bytes(selector: Selector) -> int:
     """More bytes than any state of this selector has: what is larger is not read."""
     held, n = selector.method.state(), len(selector.pool)
     own = sum(np.asarray(array).nbytes for array in (*held.prompts.values(), *held.shared.values()))
-    return (1 << 25) + 4 * (own + n * (256 + 64 * selector.group_size))
+    parked = edited.MOST_PARKED * (own // n + 64)
+    return (1 << 25) + 4 * (own + n * (256 + 64 * selector.group_size)) + parked
 
 
-def restore(selector: Selector, path: str | os.PathLike[str]) -> None:
+def restore(selector: Selector, path: str | os.PathLike[str], *, adapt: bool = False) -> None:
     """See `Selector.restore`. Everything is read and checked before anything is changed."""
     if selector._current is not None:
         raise ConfigError("Selector.restore(): a step is open; restore between steps.")
-    take_up(selector, *state.load(path, most_bytes(selector)), str(path))
+    take_up(selector, *state.load(path, most_bytes(selector)), str(path), adapt=adapt)
 
 
-def take_up(selector: Selector, header: dict[str, Any], arrays: dict[str, Array], where: str) -> None:
-    """Become the selector that this content was saved of. Everything is checked before anything is changed."""
+def take_up(selector: Selector, header: dict[str, Any], arrays: dict[str, Array], where: str, *, adapt: bool = False) -> bool:
+    """Become the selector that this content was saved of. Everything is checked before anything is changed.
+
+    A state of another edit of the data set is brought to this one first, with `adapt` also one of other settings. Returns
+    whether it was taken up just as it is.
+    """
+    refit = _refit(selector, header, arrays, where, adapt)
+    if refit is not None:
+        header, arrays = refit.header, refit.arrays
     identity = header.get("identity", {})
     state.require_same(identity if isinstance(identity, dict) else {}, _identity(selector), f"The saved state {where}")
     try:
@@ -107,8 +121,49 @@ def take_up(selector: Selector, header: dict[str, Any], arrays: dict[str, Array]
         selector._warn(f"The state was saved under numpy {numpy_then}, this is {np.__version__}: draws may differ.")
     if batch_size != selector.batch_size:
         selector._warn(f"batch_size was {batch_size} and is {selector.batch_size} now: the next batches will differ.")
-    _restore_method(selector, where, arrays)
+    _restore_method(selector, where, arrays, None if refit is None else refit.fresh)
     selector._become(kept)
+    for note in () if refit is None else refit.notes:
+        selector._warn(f"{where}: {note}.")
+    return refit is None
+
+
+def _refit(
+    selector: Selector, header: dict[str, Any], arrays: dict[str, Array], where: str, adapt: bool
+) -> edited.Refit | None:
+    """The state for this data set, with `adapt` for these settings too; None where it is so already or cannot be made so.
+
+    Raises StateMismatchError for another method, and unless `adapt` where less than half of its prompts are still there.
+    """
+    method, now, was = selector.method, _identity(selector), header.get("identity")
+    if not isinstance(was, dict):
+        return None
+    others = {name for name in now if was.get(name) != now[name]}
+    if adapt and "method" in others:
+        raise StateMismatchError(
+            f"{where} is of the method {was.get('method')!r}, and this run uses {now['method']!r}: what one method keeps says "
+            "nothing to another. Nothing was loaded. resume='fresh' starts from priors."
+        )
+    pool = {"pool_digest", "pool_size"}
+    known = "pool/ids" in arrays or not others & pool
+    if not others or not known or others - (pool | {"group_size", "seed", "parameters"} if adapt else pool):
+        return None
+    before = _copies(method)
+    try:
+        keys = (arrays["pool/ids"], arrays["pool/contents"]) if "pool/ids" in arrays else selector.pool.keys
+        edit = edited.compare(*keys, selector.pool)
+        if not adapt:
+            edit.require_half(where)
+        with warnings.catch_warnings():  # what `start` warns of was said when this selector was made
+            warnings.simplefilter("ignore", DegradedWarning)
+            method.start(selector._setting)
+        return edited.refit(header, arrays, edit, selector.pool, method, now)
+    except EdgewiseError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
+        raise StateError(f"{where} lacks something that a selector keeps: {error!r}. Use an older state.") from error
+    finally:
+        method.restore(before)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +180,8 @@ class Kept:
     last_take: tuple[str, list[int]] | None
     waiting: Waiting
     retired: Retired
+    slots: Slots
+    parked: dict[str, Array]
     totals: dict[str, float]
     metrics: dict[str, float]
     premise: EntropyPremise
@@ -151,6 +208,8 @@ class Kept:
             last_take=None if name is None else (name, seqs.tolist()),
             waiting=Waiting.restored(arrays, ids),
             retired=Retired.restored(arrays),
+            slots=Slots.restored(_below("selector/", arrays), len(ids), _whole(header["position"])),
+            parked=edited.sound_parked(_below("parked/", arrays)),
             totals=totals,
             metrics=metrics,
             premise=premise,
@@ -191,12 +250,12 @@ def _require_sound(kept: Kept, pool_size: int) -> None:
         raise ValueError("a prompt is in flight or waits twice")
     if not all(0 <= row < pool_size for row in retired.rows.tolist()):
         raise ValueError(f"a retired row is none of the {pool_size}")
-    if retired.latest > max(kept.position, kept.next_seq) // pool_size + 1:
+    if retired.latest > int(kept.slots.passes(max(kept.position, kept.next_seq), pool_size)) + 1:
         raise ValueError("a prompt is retired for longer than a pass")
 
 
 def continue_from(selector: Selector, directory: RunDirectory, resume: str | int) -> None:
-    """Become what `directory` holds: its newest state ("auto"), the one committed at a step (int), or nothing ("fresh").
+    """Become what `directory` holds: its newest state ("auto", "adapt"), that committed at a step (int), or nothing ("fresh").
 
     Raises StateError and its children: a sound state of another run or a newer format is not passed over for an older one.
     """
@@ -211,8 +270,8 @@ def continue_from(selector: Selector, directory: RunDirectory, resume: str | int
         directory.continue_from(history, None, exactly=False)
         return
     where = f"{directory.path} at step {recovered.node.step}"
-    take_up(selector, recovered.header, recovered.arrays, where)
-    directory.continue_from(history, recovered, exactly=recovered.exact)
+    same = take_up(selector, recovered.header, recovered.arrays, where, adapt=resume == "adapt")
+    directory.continue_from(history, recovered, exactly=recovered.exact and same)
     newest = history.nodes()[0]
     for message in history.broken:
         selector._warn(message)
@@ -248,22 +307,35 @@ def _identity(selector: Selector) -> dict[str, Any]:
     }
 
 
-def _restore_method(selector: Selector, path: str, arrays: Mapping[str, Array]) -> None:
-    """Give the method its saved state; if it refuses, or fails halfway, the state it had."""
+def _copies(method: Method) -> MethodState:
+    held = method.state()
+    return MethodState(
+        prompts={name: np.array(array) for name, array in held.prompts.items()},
+        shared={name: np.array(array) for name, array in held.shared.items()},
+    )
+
+
+def _restore_method(
+    selector: Selector, path: str, arrays: Mapping[str, Array], fresh: Mapping[str, Array] | None = None
+) -> None:
+    """Give the method its saved state; if it refuses, or fails halfway, the state it had.
+
+    fresh: what prompts share in a method just started, for one that refuses a state of other hyper-parameters.
+    """
     method, size = selector.method, len(selector.pool)
     prompts, shared = _below(_PROMPTS, arrays), _below(_SHARED, arrays)
     for name, array in prompts.items():
         if array.shape[:1] != (size,):
             raise StateError(f"{path} must keep {size} entries of {name!r}, has {array.shape}. Use a state of this pool.")
-    held = method.state()
-    before = MethodState(
-        prompts={name: np.array(array) for name, array in held.prompts.items()},
-        shared={name: np.array(array) for name, array in held.shared.items()},
-    )
+    before = _copies(method)
     try:
         method.restore(MethodState(prompts=prompts, shared=shared))
     except Exception as error:
         method.restore(before)
+        if fresh is not None:
+            _restore_method(selector, path, edited.with_shared(arrays, fresh))
+            selector._warn(f"{path}: {method.name} cannot go on from what its prompts shared ({error}); that starts anew.")
+            return
         if isinstance(error, EdgewiseError):
             raise
         raise StateError(f"{path} lacks something this method keeps: {error!r}. Use a state that it wrote.") from error

@@ -44,6 +44,7 @@ from edgewise.step import Step
 from edgewise.stream import PromptStream
 from edgewise.types import (
     ROLLOUT_SIGNALS,
+    Array,
     Bools,
     Groups,
     Ints,
@@ -76,7 +77,9 @@ class Selector:
             One selector a directory. None: nothing is written unless `save` is called (a trainer's own checkpoints carry the
             state in `edgewise.hosts`).
         resume: "auto" continues from the newest readable state in `directory`; a number from the state as it was committed at
-            that selector step, for a trainer that resumes an older checkpoint; "fresh" sets all states there aside.
+            that selector step, for a trainer that resumes an older checkpoint; "fresh" sets all states there aside. "adapt" as
+            "auto", and takes up, here and in `restore`, a state of another group_size, seed or hyper-parameters too, or one of
+            which less than half of the prompts are still in the data set.
         generations: whole snapshots to keep in `directory`, >= 2; more reach further back.
         on_problem: "degrade" (a failing method falls back to uniform for the round, one warning, a metric) or "strict" (raise).
         correct_at: a reward from here on counts as correct where the host reports no `correct`; only for metrics.
@@ -101,7 +104,7 @@ class Selector:
         seed: int = 0,
         parameters: Mapping[str, Any] | None = None,
         directory: str | os.PathLike[str] | None = None,
-        resume: Literal["auto", "fresh"] | int = "auto",
+        resume: Literal["auto", "adapt", "fresh"] | int = "auto",
         generations: int = 2,
         on_problem: Literal["degrade", "strict"] = "degrade",
         correct_at: float = 0.5,
@@ -115,8 +118,8 @@ class Selector:
         if on_problem not in ("degrade", "strict"):
             raise ConfigError(f"Selector(on_problem=...) must be 'degrade' or 'strict', got {on_problem!r}.")
         step = isinstance(resume, (int, np.integer)) and not isinstance(resume, bool) and resume >= 0
-        if not (step or resume in ("auto", "fresh")):
-            raise ConfigError(f"Selector(resume=...) must be 'auto', 'fresh' or a step >= 0, got {resume!r}.")
+        if not (step or resume in ("auto", "adapt", "fresh")):
+            raise ConfigError(f"Selector(resume=...) must be 'auto', 'adapt', 'fresh' or a step >= 0, got {resume!r}.")
         if step and directory is None:
             raise ConfigError(f"Selector(resume={resume!r}) needs a directory=... that holds the state of that step.")
         _require_count("generations", generations)
@@ -145,10 +148,13 @@ class Selector:
         self.metrics: dict[str, float] = {}
         """Numbers of the last committed step (when streaming: of all calls since the last `commit`)."""
 
+        self._adapt = resume == "adapt"
+        self._warned: set[str] = set()
         size = len(self.pool)
-        self.method.start(
-            Setting(pool_size=size, batch_size=self.batch_size, group_size=self.group_size, total_steps=total_steps)
+        self._setting = Setting(
+            pool_size=size, batch_size=self._most_groups(size), group_size=self.group_size, total_steps=total_steps
         )
+        self.method.start(self._setting)
         self._stream = PromptStream(size, self.seed)
         self._blocked: Bools = np.zeros(size, dtype=np.bool_)  # in flight, or offered in the open step
         self._open: dict[int, Ticket] = {}
@@ -158,6 +164,7 @@ class Selector:
         self._reissue: list[Ticket] = []
         self._waiting = Waiting()
         self._retired = Retired()
+        self._parked: dict[str, Array] = {}  # what was learned of prompts that left the data set (`edited`)
         self._version = (-1, 0)  # the policy version last told, and the ticket at which it was new
         self._watchers: list[Callable[[Groups, Verdicts], None]] = []
         self._next_seq = 0
@@ -167,7 +174,6 @@ class Selector:
         self._premise = EntropyPremise()
         self._current: Step | None = None
         self._streaming = Stage(self, streaming=True)
-        self._warned: set[str] = set()
         self._files: RunDirectory | None = None
         self._touched: list[Ints] = []
         """Rows whose per-prompt state changed since the last commit to `directory`."""
@@ -403,20 +409,25 @@ class Selector:
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Become exactly the selector that wrote `path`. Nothing changes if it cannot be used.
 
+        Where the data set was edited since: prompts are known by their ids, whatever row they are in now. Those still there
+        keep what was learned of them and their turn in the stream, added and changed ones start from the prior, what was
+        learned of removed ones comes back if they do. One line says how many; StateMismatchError if less than half are there.
+
         Tickets that were in flight are handed out again first by `take`; a synchronous step that was cut off is simply
         done again, with the same prompts. Raises StateError and its children, and ConfigError inside a step.
         """
-        saved.restore(self, path)
+        saved.restore(self, path, adapt=self._adapt)
 
     def _become(self, kept: saved.Kept) -> None:
         """The last act of a restore: all that is ours, at once. Nothing here fails."""
         self.run_id = kept.run_id
         self._number = kept.number
-        self._stream.position = kept.position
+        self._stream.become(kept.position, kept.slots)
+        self._parked = kept.parked
         self._next_seq = kept.next_seq
         self._open = {t.seq: t for t in kept.in_flight}
         self._expired = {t.seq: t for t in kept.expired}
-        self._last_take = kept.last_take
+        self._last_take, self._last_report = kept.last_take, None
         self._reissue = list(kept.in_flight)
         self._blocked[:] = False
         self._waiting, self._retired = kept.waiting, kept.retired
@@ -479,6 +490,16 @@ class Selector:
     def watch(self, function: Callable[[Groups, Verdicts], None]) -> None:
         """Call `function(groups, verdicts)` with all decided groups, dropped ones too: for logs. A failure is a problem."""
         self._watchers.append(function)
+
+    def _most_groups(self, size: int) -> int:
+        """Groups that a batch can hold: no prompt is in it twice. A pool of fewer is said, and refused in strict mode."""
+        if size >= self.batch_size or self.strict:
+            return self.batch_size
+        self._warn(
+            f"the pool holds {size} prompts for batch_size {self.batch_size}: every batch will be short by "
+            f"{self.batch_size - size} groups. Add prompts or lower batch_size."
+        )
+        return size
 
     def _watch_version(self, version: int) -> None:
         """Say once that the policy version stands still: methods that move once a version would stand still with it."""
