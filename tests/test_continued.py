@@ -169,7 +169,7 @@ def test_a_step_that_fails_leaves_waiting_groups_as_they_were():
     method = Scripted(holding)
     s = selector(method, pool=6)
     run_step(s, 0)
-    before = [(b["ticket"], b["wanted"], b["asked"]) for b in s._waiting.header()]
+    before = [s._waiting[seq] for seq in s._waiting.seqs]
     blocked = s._blocked.copy()
 
     def fail() -> None:
@@ -180,7 +180,7 @@ def test_a_step_that_fails_leaves_waiting_groups_as_they_were():
 
     with pytest.raises(RuntimeError, match="on purpose"):
         fail()
-    assert [(b["ticket"], b["wanted"], b["asked"]) for b in s._waiting.header()] == before
+    assert [s._waiting[seq] for seq in s._waiting.seqs] == before
     assert (s._blocked == blocked).all()
     assert method.visits.sum() == 0
 

@@ -212,7 +212,7 @@ def trimmed(groups: Groups) -> Groups:
 
 def copied(groups: Groups) -> Groups:
     """The same, in arrays of its own: a method may make what it is given writable again, and then changes a copy."""
-    return replace(groups, **{name: np.array(getattr(groups, name)) for name in GROUP_ARRAYS})
+    return Groups(tickets=groups.tickets, **{name: np.array(getattr(groups, name)) for name in GROUP_ARRAYS})
 
 
 def padded(array: Array, width: int, fill: Any) -> Array:

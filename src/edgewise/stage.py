@@ -95,6 +95,7 @@ class Stage:
         self.expire([ticket for ticket in void if ticket.continues is None])
         for ticket in void:
             selector._open.pop(ticket.seq, None)
+        self._free_up(np.array([ticket.row for ticket in void], dtype=np.int64))
 
     def begin(self) -> None:
         """The start of a step, after `mark`: tickets and groups that waited too long go, retired prompts come back in time."""
