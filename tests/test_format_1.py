@@ -8,15 +8,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgewise import state
+from edgewise import saved, state
 from edgewise.errors import StateError
 from edgewise.migrations import migrated
-from tests.fixtures.make_states import FOLDER
+from tests.fixtures.make_states import CASES, FOLDER, standing
 from tests.test_migrations import WRITTEN, raw, readable
 
 
@@ -182,3 +183,34 @@ def test_whatever_stands_in_old_arrays_is_refused_as_a_state(name: str, array: A
     header, arrays = raw(FOLDER / "format-1" / "2c925c5" / "patient-stream.safetensors")
     with pytest.raises(StateError, match="cannot be brought to format 2"):
         migrated(header, {**arrays, name: array}, "a state")
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("selector/premise_seen", np.array(2**63 - 1)),
+        ("selector/premise_seen", np.array(-1)),
+        ("selector/premise_seen", np.array(7)),
+        ("selector/premise_seen", np.array(0.0)),
+        ("selector/premise_seen", np.array([])),
+        ("selector/premise", np.zeros((2, 3))),
+        ("selector/premise", np.zeros((0, 2))),
+        ("selector/premise", np.zeros((0, 3), dtype=np.int64)),
+        ("selector/last_take", np.zeros((1, 1), dtype=np.int64)),
+        ("table/in_flight", np.zeros((1, 8))),
+        ("table/expired", np.zeros((1, 7), dtype=np.int64)),
+        ("table/retired", np.array([[20, 0]])),
+    ],
+)
+def test_arrays_that_no_selector_writes_are_refused_before_anything_changes(name: str, array: Any, tmp_path: Path) -> None:
+    case = CASES["uniform-stream"]
+    selector = case.selector()
+    header, arrays = saved.content(selector)
+    assert name in arrays
+    state.save(tmp_path / "state", header, arrays | {name: array})
+    case.drive(selector, 1)
+    before = standing(selector)
+    with pytest.raises(StateError, match="lacks something that a selector keeps"):
+        selector.restore(tmp_path / "state")
+    assert standing(selector) == before
+    assert case.drive(selector, 1)[0]["rounds"][0], "it goes on"

@@ -52,6 +52,10 @@ def rank_correlation(a: Floats, b: Floats) -> float:
     return float(x @ y) / scale if scale > 0 else math.nan
 
 
+_MOST_SEEN = 1 << 53
+"""Groups that a run could count: far more than any, and far from where 64 bits end."""
+
+
 class EntropyPremise:
     """Does high prompt entropy mean "at the learning edge" in *this* run? HIVE's stage 2 rests on it, so it is measured.
 
@@ -88,8 +92,12 @@ class EntropyPremise:
         return {"premise": self._rows[: min(self._seen, len(self._rows))].copy(), "premise_seen": np.array(self._seen)}
 
     def restore(self, arrays: dict[str, Array]) -> None:
-        """The inverse of `arrays`."""
-        saved = arrays["premise"]
+        """The inverse of `arrays`. Raises KeyError, TypeError or ValueError for what `arrays` does not give."""
+        saved, seen = arrays["premise"], arrays["premise_seen"]
+        if seen.dtype.kind != "i" or not 0 <= int(seen) < _MOST_SEEN or saved.dtype.kind != "f":
+            raise ValueError(f"the premise has {saved.dtype} of {seen} groups")
+        if saved.shape != (min(int(seen), len(self._rows)), 3) or not np.isfinite(saved).all():
+            raise ValueError(f"the premise has {saved.shape} of {seen} groups, or some that are not finite")
         self._rows[:] = np.nan
         self._rows[: len(saved)] = saved
-        self._seen = int(arrays["premise_seen"])
+        self._seen = int(seen)
