@@ -62,6 +62,7 @@ LEVELS = {
     "testing": 8,
     "report": 8,  # draws plain records; it knows no lab
     "lab": 9,
+    "inspection": 10,
     "doctor": 10,  # these three are verbs of the command line that need no lab but its table
     "catalogue": 10,
     "subset": 10,

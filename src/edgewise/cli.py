@@ -31,6 +31,8 @@ VERBS = {
     "simulate": Verb("edgewise.lab.simulate", "the same comparison in seconds, on a simulated learner"),
     "methods": Verb("edgewise.catalogue", "which methods there are, and when to choose which"),
     "doctor": Verb("edgewise.doctor", "what edgewise sees in a data set, and what it would refuse"),
+    "inspect": Verb("edgewise.inspection", "what a run keeps of its selector: steps, files, who writes, counts"),
+    "verify": Verb("edgewise.inspection", "the same, with every byte checked; exit code 1 if one is wrong"),
     "allocate": Verb("edgewise.allocate", "how many samples each test prompt should get within a budget"),
     "subset": Verb("edgewise.subset", "a static subset of a data set, by diversity and difficulty (DEPO, offline)"),
 }

@@ -49,7 +49,7 @@ class Base:
                 parts[f"whole/{name}"] = array
             elif name.startswith(PER_PROMPT):
                 if len(rows):
-                    parts["rows"], parts[f"at/{name}"] = rows, array[rows]
+                    parts["rows"], parts[f"at/{name}"] = _small(rows), array[rows]
             elif self._kept[name] is not array:
                 parts |= (
                     _table(name, self._kept[name], array) if name.startswith(TABLE) else _some(name, self._kept[name], array)
@@ -63,13 +63,16 @@ def _grown(old: Array | None, new: Array) -> bool:
 
 
 def _table(name: str, old: Array, new: Array) -> dict[str, Array]:
-    """Rows gone and rows new or changed, by key: the first column."""
-    gone = np.setdiff1d(old[:, 0], new[:, 0], assume_unique=True)
-    place = np.searchsorted(old[:, 0], new[:, 0])
+    """Rows gone and rows new or changed, by key: the first column. Rows of one key (parts of a group) travel together."""
+    mine, theirs = new[:, 0], old[:, 0]
+    gone = np.setdiff1d(theirs, mine)
+    start, own = np.searchsorted(theirs, mine), np.searchsorted(mine, mine)
+    place = start + np.arange(len(new)) - own  # the row that is the same manieth of its key
     known = place < len(old)
     known[known] = (old[place[known]] == new[known]).all(axis=1)
+    known &= np.searchsorted(theirs, mine, side="right") - start == np.searchsorted(mine, mine, side="right") - own
     found = {f"gone/{name}": gone} if len(gone) else {}
-    return found if known.all() else found | {f"put/{name}": new[~known]}
+    return found if known.all() else found | {f"put/{name}": new[np.isin(mine, mine[~known])]}
 
 
 def _some(name: str, old: Array, new: Array) -> dict[str, Array]:
@@ -83,7 +86,12 @@ def _some(name: str, old: Array, new: Array) -> dict[str, Array]:
         return {}
     if _MOST_PART * len(index) >= len(new):
         return {f"whole/{name}": new}
-    return {f"index/{name}": index, f"some/{name}": new[index]}
+    return {f"index/{name}": _small(index), f"some/{name}": new[index]}
+
+
+def _small(index: Ints) -> Array:
+    """Row numbers in half the bytes, where they fit."""
+    return index.astype(np.uint32) if index.max() < 1 << 32 else index
 
 
 def _bytes(array: Array) -> Array:

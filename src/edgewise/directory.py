@@ -17,7 +17,7 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,6 +159,19 @@ class History:
         if not exact:
             header, arrays = migrated(header, arrays, str(snapshot.path))
         return Recovered(node, header, arrays, tuple(self._lineage(node.id)), exact)
+
+    def node_of(self, snapshot: Found) -> Node:
+        """Which state a snapshot says it is."""
+        return self._heads[snapshot.path]
+
+    def readable(self, snapshot: Found) -> bool:
+        """Whether a snapshot is whole and sound."""
+        return self._load(snapshot) is not None
+
+    def without(self, snapshot: Found) -> History:
+        """The same as if that snapshot were not there."""
+        rest = [other for other in self.snapshots if other != snapshot]
+        return replace(self, snapshots=rest)
 
     def _way(self, node: Node) -> tuple[Found, list[tuple[bytes, journal.Record, Path]]] | None:
         """A snapshot that can be read and the records from it to `node`; None if there is no such way."""

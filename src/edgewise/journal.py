@@ -95,6 +95,8 @@ def _unfinished(tail: bytes) -> bool:
     """Whether the tail is the beginning of one record that was never finished: zeros may stand where nothing was written."""
     if not MAGIC.startswith(tail[: len(MAGIC)].rstrip(b"\0")):
         return False
+    if len(tail) >= FRAME and tail[-1] and _HEAD.unpack_from(tail)[1] <= len(tail) - FRAME:
+        return False  # all of it is there, and wrong
     return tail.find(MAGIC, 1) < 0  # a whole record behind it: no crash of a writer leaves that
 
 

@@ -36,6 +36,7 @@ PATIENCE_S = 20.0
 """A count that stands still for so long belongs to a writer that is dead or frozen."""
 
 _MOST = 4096  # bytes of a lease file
+_PLACES = 6  # digits of a lease number in the names of files
 _MINE = uuid.uuid4().hex  # this process, as long as it lives; a fork notices by its pid
 
 
@@ -53,14 +54,14 @@ def numbers(directory: Path) -> list[int]:
     for name in os.listdir(directory):
         stem, dot, ending = name.partition(".")
         digits = stem.removeprefix("writer-")
-        if dot and ending == "json" and digits != stem and digits.isascii() and digits.isdigit() and len(digits) < 10:
+        if dot and ending == "json" and digits != stem and digits.isascii() and digits.isdigit() and len(digits) == _PLACES:
             found.append(int(digits))
     return sorted(found)
 
 
 def file_of(directory: Path, number: int) -> Path:
     """Where lease `number` is kept."""
-    return directory / f"writer-{number:06d}.json"
+    return directory / f"writer-{number:0{_PLACES}d}.json"
 
 
 def holder(directory: Path) -> dict[str, Any]:
@@ -70,6 +71,13 @@ def holder(directory: Path) -> dict[str, Any]:
         return _said(_content(file_of(directory, found[-1]))) if found else {}
     except OSError:
         return {}
+
+
+def silent_for(said: dict[str, Any]) -> float | None:
+    """Seconds since the writer of a lease counted last; None where that cannot be told: it ran on another kernel."""
+    if said.get("kernel") != _kernel() or "counted_ns" not in said:
+        return None
+    return max(0.0, (time.monotonic_ns() - int(said["counted_ns"])) / 1e9)
 
 
 class Lease:
@@ -90,6 +98,8 @@ class Lease:
             if found:
                 self._make_sure_it_is_free(found[-1])
             self.fence = max(least, found[-1] + 1 if found else 1)
+            if self.fence >= 10**_PLACES:  # names of files would no longer be in order
+                raise StateError(f"{directory} has no lease numbers left after {found[-1:]}. Use a new directory.")
             self.path = file_of(directory, self.fence)
             try:
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
@@ -153,7 +163,7 @@ class Lease:
         if age is None or age < 0:
             age = 0.0  # another machine's clock says nothing
         if not (here and _is_locked(file) is False):
-            alive = here and age < PATIENCE_S and _exists(said.get("pid"))
+            alive = here and age < PATIENCE_S and exists(said.get("pid"))
             if alive or self._moves(file, content, PATIENCE_S - age, said):
                 raise StateInUseError(
                     f"{self.directory} is in use by {_words(said)}, last heard of {age:.0f} s ago. Stop that run, or give this "
@@ -256,7 +266,7 @@ def _said(content: bytes) -> dict[str, Any]:
             return {}
         if count.startswith(b"released"):
             return said | {"released": True}
-        return said | {"counted_ns": int(count.split()[1])}
+        return said | {"counted_ns": int(count.split()[1][:20])}
     except (ValueError, IndexError, RecursionError):
         return {}
 
@@ -267,7 +277,7 @@ def _words(said: dict[str, Any]) -> str:
     return f"process {said.get('pid')} on host {said.get('host')!r} (lease {said.get('fence')}, since {said.get('started')})"
 
 
-def _exists(pid: Any) -> bool:
+def exists(pid: Any) -> bool:
     """Whether a process of this number runs, as far as this one may know (not across containers)."""
     try:
         os.kill(int(pid), 0)
