@@ -176,7 +176,9 @@ def load(path: str | os.PathLike[str], most: int = MOST_BYTES) -> tuple[dict[str
     most: bytes that the file may have at most; larger ones are refused unread.
     Raises StateError if the file is missing, torn, flipped or no state at all; StateVersionError if it is newer than FORMAT.
     """
-    return decode(read(Path(path), most), str(path))
+    source = Path(path)
+    header_of(source)  # what is no state is refused by its first bytes, however large it is
+    return decode(read(source, most), str(path))
 
 
 def header_of(path: Path) -> dict[str, Any]:
@@ -206,10 +208,11 @@ def read(source: Path, most: int, first: int | None = None) -> bytes:
     except (OSError, ValueError) as error:
         link = " It is a symbolic link, which is not followed." if os.path.islink(source) else ""
         raise StateError(f"{source} cannot be opened: {error}.{link}") from error
+    found = os.fstat(file)
+    if not stat.S_ISREG(found.st_mode):  # before fdopen, which does not take a folder
+        os.close(file)
+        raise StateError(f"{source} is no regular file and no saved state.")
     with os.fdopen(file, "rb") as opened:
-        found = os.fstat(opened.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise StateError(f"{source} is no regular file and no saved state.")
         if found.st_size > most:
             raise StateError(f"{source} has {found.st_size:,} bytes, more than any state of this run could ({most:,}).")
         try:
