@@ -1,11 +1,11 @@
-"""A real GRPOTrainer in a process of its own, to be killed with -9: lives are forked from one server that has TRL loaded already.
+"""A real GRPOTrainer in a process of its own, to be killed: lives are forked from one server that has TRL loaded already.
 
     with Lives() as lives:                                        # starts the server: python -m tests.hosts.killed_run
         lives.run(Life(folder, "hive", name="whole"))             # uninterrupted
         lives.run(Life(folder, "hive", kill=("save", 2, 0.5)))    # kills itself half way through the checkpoint of step 2
         lives.start(Life(folder, "hive", resume="complete"))      # goes on from the newest complete checkpoint
 
-Each life appends one line a finished step to `FOLDER/steps-RANK.jsonl`: the prompts it trained on, and everything it rolled out.
+Each life appends one line a finished step to `FOLDER/steps-RANK.jsonl`: the prompts it trained on, and all that it rolled out.
 At its end it leaves `FOLDER/NAME-RANK.json`: hashes of weights and selector, totals, what was counted.
 """
 
@@ -38,9 +38,10 @@ SCOPES = ("generate", "save")
 class Life:
     """What one process is to do. Everything is plain, for it travels as JSON.
 
-    resume: None, "complete" (the newest checkpoint whose `trainer_state.json` can be read), "newest" (transformers' own choice), or
-    a folder.  kill: (scope, trainer step, share of the scope's calls after which), or ("file", step, number of the file operation).
-    pays: "rollout" (by what was generated), "prompt" (whatever was generated), "graded".  held: rollouts that the first round asks.
+    resume: None, "complete" (the newest checkpoint whose `trainer_state.json` can be read), "newest" (transformers' own
+    choice), or a folder.  kill: (scope, trainer step, share of the scope's calls), or ("file", step, number of the file
+    operation).  calls: how many there are.  pays: "rollout" (by what was generated), "prompt" (whatever was generated),
+    "graded".  held: not `method`, but two rollouts a group now and two in the next step.
     """
 
     folder: str

@@ -1,9 +1,7 @@
-"""Real TRL, really killed: with -9 at every step, in every file operation and at any moment; resumed; bit for bit the same run."""
+"""Real TRL, really killed: at every step, in every file operation, at any moment; resumed; bit for bit the same run."""
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import shutil
 import signal
@@ -203,7 +201,7 @@ def test_the_epoch_after_the_border_runs_in_full(lives: Lives, tmp_path: Path, m
 
 
 def test_loader_workers_change_nothing(lives: Lives, tmp_path: Path) -> None:
-    """TRL's loader reads ahead; its rows are ignored. Killed under no workers and resumed under two, and the other way round."""
+    """TRL's loader reads ahead; its rows are ignored. Killed under no workers, resumed under two; and the other way round."""
     held = tried = 0
     life = Life(str(tmp_path), "hive", steps=STEPS)
     calls = calls_of(uninterrupted(lives, life))
@@ -259,7 +257,7 @@ def test_two_processes_killed_and_resumed(lives: Lives, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("method", ["mopps", "held"])
 def test_the_same_prompts_on_one_process_and_on_two(lives: Lives, tmp_path: Path, method: str) -> None:
-    """The same global batch. What is generated differs with the processes' own random streams, so rewards here ask the prompt."""
+    """The same global batch. Processes generate with random streams of their own, so rewards here depend on the prompt."""
     life = Life(str(tmp_path), method, steps=STEPS, pays="prompt", held=method == "held")
     uninterrupted(lives, life)
     whole = {step: told[0][0] for step, told in steps_of(tmp_path / "whole").items()}

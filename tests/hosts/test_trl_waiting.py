@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 
 from edgewise.errors import DegradedWarning
 from edgewise.hosts.trl import attach
+from edgewise.hosts.trl_checkpoint import Kept
 from edgewise.hosts.trl_made import Made, Store, complete
 from edgewise.hosts.trl_rounds import Rounds
 from edgewise.types import Groups, Verdicts
@@ -76,14 +77,17 @@ def test_held_rollouts_that_are_not_all_there_are_given_up_whole(tmp_path: Path,
     elif how == "no file":
         file.unlink()
     else:
-        store = Store()
-        store.load(file, 1, torch.device("cpu"))
+        store, content = Store(), json.loads(file.read_text())
+        store._made = {
+            int(seq): Made(torch.tensor(one["rewards"]), {int(j): record for j, record in one["records"].items()})
+            for seq, one in content["made"].items()
+        }
         for seq, made in store._made.items():
             if how == "another reward function":
                 store._made[seq] = Made(made.rewards.repeat(1, 2), made.records)
             else:
                 made.records.pop(0)
-        store.save(file)
+        store.save(file, content["of"])
     with pytest.warns(DegradedWarning) as warned:
         trainer, _, selector, _ = held_run(tmp_path, str(tmp_path / "checkpoint-2"))
     assert "given up" in " ".join(str(w.message) for w in warned)
@@ -142,11 +146,13 @@ def test_held_rollouts_are_whole_if_each_process_knows_them_and_one_has_each() -
 def test_rewards_of_held_rollouts_come_back_to_where_those_of_new_rounds_are(tmp_path: Path) -> None:
     """TRL keeps its reward weights on the CPU and its rewards on the device."""
     store = Store()
-    store._made[5] = Made(torch.tensor([[0.5], [float("nan")]]), {0: {"row": 1}, 1: {"row": 1}})
-    store.save(tmp_path / "w.json")
-    trainer = SimpleNamespace(reward_weights=torch.ones(1), accelerator=SimpleNamespace(device=torch.device("meta")))
+    record = {"row": 1, "prompt_ids": [3], "completion_ids": [4], "tool_mask": None, "completions": "b", "logprobs": None}
+    store._made[5] = Made(torch.tensor([[0.5], [float("nan")]]), {j: {**record, "extra_logs": {}} for j in range(2)})
+    store.save(tmp_path / "waiting-0.json", "a state")
+    accelerator = SimpleNamespace(device=torch.device("meta"), process_index=0, num_processes=1)
+    trainer = SimpleNamespace(reward_weights=torch.ones(1), accelerator=accelerator)
     host: Any = SimpleNamespace(trainer=trainer, store=Store(), selector=SimpleNamespace(waiting={}))
-    Rounds.take_up(host, tmp_path / "w.json")
+    Rounds.take_up(host, tmp_path, Kept("a state", 1, {5: (1, 2)}, tokens=5, positions=9))
     assert host.store.rewards([5]).device.type == "meta"
     assert host.store.rewards([5]).shape == (2, 1)
 

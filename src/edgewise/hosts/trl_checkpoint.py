@@ -14,42 +14,70 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from accelerate.utils import broadcast_object_list, gather_object
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 
+from edgewise import state
 from edgewise.errors import DegradedWarning, StateError
+from edgewise.hosts import trl_cycle
 from edgewise.hosts.trl_made import Store
 from edgewise.selector import Selector
 
 _FOLDER = "edgewise"
 _STATE = "selector.safetensors"
+_LAST = "trainer_state.json"
+"""What TRL writes last: a checkpoint that has it is complete."""
 
 
-def _waiting(process: int) -> str:
-    return f"waiting-{process}.json"
+class Kept(NamedTuple):
+    """What the main process found, told to all.
+
+    of: hash of the selector's state, which our other files name.  processes: of the run that saved it.
+    waiting: ticket -> (pool row, rollouts), of groups that wait.  tokens, positions: what the model can have generated.
+    """
+
+    of: str
+    processes: int
+    waiting: dict[int, tuple[int, int]]
+    tokens: int
+    positions: int
 
 
 def save(trainer: Any, selector: Selector, checkpoint: Path, store: Store) -> None:
-    """Write our part of a checkpoint. A disk that refuses never stops the training: it costs the exact resume, and says so."""
+    """Write our part of a checkpoint, durably. A disk that refuses never stops the training: it costs the exact resume, and
+    says so.
+
+    Where there was a checkpoint already (the run went back to an older one), TRL's `trainer_state.json` is removed first: if it
+    is killed now, the folder would else be taken for complete, with weights of one run and a selector of another.
+    """
     accelerator = trainer.accelerator
-    folder = checkpoint / _FOLDER
-    mine, waiting = folder / f"buffer-{accelerator.process_index}.safetensors", folder / _waiting(accelerator.process_index)
-    own = [mine, waiting, folder / _STATE] if accelerator.is_main_process else [mine, waiting]
-    failed = None
+    folder, main, rank = checkpoint / _FOLDER, accelerator.is_main_process, accelerator.process_index
+    failed: str | None = None
+    of: list[str | None] = [None]
     try:
-        for file in own:  # of an earlier run into the same folder: never to be taken for this one's
+        if folder.is_symlink():
+            raise StateError(f"{folder} is a symbolic link, through which nothing is written")
+        if main:
+            (checkpoint / _LAST).unlink(missing_ok=True)
+        for file in _former(folder, None if main else rank):
             file.unlink(missing_ok=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        _save_cycle(trainer, mine)
-        store.save(waiting)
-        if accelerator.is_main_process:
+        if main:
             selector.save(folder / _STATE)
-    except (OSError, SafetensorError, StateError, TypeError, ValueError) as error:
+            of = [_hash(folder / _STATE)]
+    except (OSError, StateError, TypeError, ValueError) as error:
         failed = str(error)
+    broadcast_object_list(of, from_process=0)  # nobody writes before the main one has cleared the folder
+    if of[0] is not None and failed is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            trl_cycle.save(trainer, folder / _buffer(rank), of[0])
+            store.save(folder / _waiting(rank), of[0], trl_cycle.positions(trainer))
+            for above in (checkpoint, checkpoint.parent) if main else ():
+                state.sync_folder(above)
+        except (OSError, SafetensorError, StateError, TypeError, ValueError) as error:
+            failed = str(error)
     if failures := [failure for failure in gather_object([failed]) if failure is not None]:
         selector.problem(
             StateError(
@@ -59,10 +87,37 @@ def save(trainer: Any, selector: Selector, checkpoint: Path, store: Store) -> No
         )
 
 
-def restore(trainer: Any, selector: Selector, checkpoint: Path, resume: str, take_up: Callable[[Path], None]) -> None:
+def _buffer(process: int | str) -> str:
+    return f"buffer-{process}.safetensors"
+
+
+def _waiting(process: int | str) -> str:
+    return f"waiting-{process}.json"
+
+
+def waiting_files(folder: Path, kept: Kept, process: int, processes: int) -> list[Path]:
+    """The files of rollouts that this process takes up: its own, and those of processes that are no more."""
+    found = {file.name: file for file in folder.glob(_waiting("*"))}
+    ranks = range(process, kept.processes, processes)
+    return [found[name] for name in map(_waiting, ranks[: len(found) + 1]) if name in found]
+
+
+def _former(folder: Path, process: int | None) -> list[Path]:
+    """Files of an earlier run into the same folder, and of a killed one, never to be taken for this one's: of one process, or
+    of all and the selector.
+    """
+    if not folder.is_dir():
+        return []
+    if process is not None:
+        return [folder / _buffer(process), folder / _waiting(process)]
+    patterns = (_STATE, _buffer("*"), _waiting("*"), ".*.tmp")
+    return sorted(file for pattern in patterns for file in folder.glob(pattern))
+
+
+def restore(trainer: Any, selector: Selector, checkpoint: Path, resume: str, take_up: Callable[[Path, Kept], None]) -> None:
     """Continue exactly from `checkpoint`: the selector, the place in the generation cycle, the buffered batch, and what waits.
 
-    take_up: reads this process' rollouts of groups that wait.
+    take_up: reads the rollouts of groups that wait from this folder.
 
     Raises StateError and its children on every process, unless resume="fresh" and there is nothing to restore.
     """
@@ -71,101 +126,91 @@ def restore(trainer: Any, selector: Selector, checkpoint: Path, resume: str, tak
     failure: Exception | None = None
     if accelerator.is_main_process:
         try:
-            found = [_restore_selector(selector, checkpoint, resume)]
+            kept = _restore_selector(trainer, selector, checkpoint, resume)
+            found = [None if kept is None else tuple(kept)]
         except Exception as error:
             failure = error
-            found = [error.args]
+            found = [[str(error)]]
     broadcast_object_list(found, from_process=0)
     if failure is not None:
         raise failure
-    if isinstance(found[0], tuple):
+    if isinstance(found[0], list):
         raise StateError(*found[0])
     if found[0]:
-        take_up(checkpoint / _FOLDER / _waiting(accelerator.process_index))
-        _restore_cycle(trainer, selector, checkpoint / _FOLDER / f"buffer-{accelerator.process_index}.safetensors")
+        kept = Kept(*found[0])
+        take_up(checkpoint / _FOLDER, kept)
+        _restore_cycle(trainer, selector, checkpoint / _FOLDER, kept)
 
 
-def _restore_selector(selector: Selector, checkpoint: Path, resume: str) -> bool:
-    """Whether there was a state; False starts from priors."""
-    file = checkpoint / _FOLDER / _STATE
-    if file.is_file():
-        selector.restore(file)
-        return True
-    message = f"The checkpoint {checkpoint} has no selector state ({_FOLDER}/{_STATE})."
-    if resume != "fresh":
-        raise StateError(f"{message} Pass attach(trainer, ..., resume='fresh') to start from priors.")
-    warnings.warn(f"edgewise: {message} Starting from priors.", DegradedWarning, stacklevel=4)
-    return False
-
-
-def _shape(trainer: Any) -> dict[str, str]:
-    """What a cycle must have in common with the trainer that continues it."""
-    args = trainer.args
-    return {
-        "processes": str(trainer.accelerator.num_processes),
-        "rows": str(args.per_device_train_batch_size),
-        "parts": str(args.steps_per_generation),
-        "iterations": str(trainer.num_iterations),
-    }
-
-
-def _save_cycle(trainer: Any, file: Path) -> None:
-    tensors: dict[str, torch.Tensor] = {"step": torch.tensor(trainer._step)}
-    every = trainer.args.steps_per_generation * trainer.num_iterations
-    if trainer._step % every and trainer._buffered_inputs is not None:
-        for i, part in enumerate(trainer._buffered_inputs):
-            held = {name: value for name, value in part.items() if isinstance(value, torch.Tensor)}
-            tensors |= {f"{i}/{name}": value.detach().cpu().contiguous().clone() for name, value in held.items()}
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        save_file(tensors, temporary, metadata=_shape(trainer) | {"sha256": _digest(tensors)})
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _restore_cycle(trainer: Any, selector: Selector, file: Path) -> None:
-    """Take up the cycle where every process can; else TRL starts a new one, on all of them."""
-    tensors, failed = None, None
-    try:
-        tensors = _load_cycle(trainer, file)
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        failed = f"{file} cannot be read: {error!r}"
-    told = gather_object([(tensors is not None, failed)])  # first of all: in strict mode all raise, or the rest would wait
-    if failures := [failure for _, failure in told if failure is not None]:
-        selector.problem(StateError(f"{failures[0]}. A new generation starts at once; the rest is as it was."))
-    if not all(taken for taken, _ in told) or tensors is None:
-        return
-    trainer._step = int(tensors.pop("step"))
-    parts: dict[int, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        number, _, key = name.partition("/")
-        parts.setdefault(int(number), {})[key] = tensor.to(trainer.accelerator.device)
-    if parts:
-        trainer._buffered_inputs = [parts[i] for i in sorted(parts)]
-
-
-def _load_cycle(trainer: Any, file: Path) -> dict[str, torch.Tensor] | None:
-    """None if there is none, or one of another number of processes or batch shape."""
-    if not file.is_file():
+def _restore_selector(trainer: Any, selector: Selector, checkpoint: Path, resume: str) -> Kept | None:
+    """What the others must know; None starts from priors."""
+    folder = checkpoint / _FOLDER
+    file = folder / _STATE
+    if not os.path.lexists(file) and not folder.is_symlink():
+        message = f"The checkpoint {checkpoint} has no selector state ({_FOLDER}/{_STATE})."
+        if resume != "fresh":
+            raise StateError(f"{message} Pass attach(trainer, ..., resume='fresh') to start from priors.")
+        warnings.warn(f"edgewise: {message} Starting from priors.", DegradedWarning, stacklevel=4)
         return None
-    with safe_open(file, framework="pt") as opened:
-        said = dict(opened.metadata() or {})
-        digest = said.pop("sha256", None)
-        if said != _shape(trainer):
-            return None
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    if _digest(tensors) != digest:
-        raise ValueError("its SHA-256 does not match its content")
-    tensors["step"].item()
-    return tensors
+    if folder.is_symlink() or file.is_symlink():
+        raise StateError(f"{file} is reached by a symbolic link, which is not followed. Put the file itself there.")
+    processes = _require_this_step(trainer, folder, checkpoint)
+    selector.restore(file)
+    waiting = {
+        seq: (selector._waiting[first].first.row, rollouts)
+        for first, parts in selector.waiting.items()
+        for seq, rollouts in parts
+    }
+    return Kept(_hash(file), processes, waiting, trl_cycle.vocabulary(trainer), trl_cycle.positions(trainer))
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    """safetensors does not notice a flipped bit by itself."""
-    hasher = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        hasher.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return hasher.hexdigest()
+def _require_this_step(trainer: Any, folder: Path, checkpoint: Path) -> int:
+    """Refuse a selector of another step than that of the weights. Returns the processes that saved it, where that is known."""
+    accelerator = trainer.accelerator
+    try:
+        said = trl_cycle.facts(trainer, folder / _buffer(0))
+        trained, processes = int(said.get("trained", trainer.state.global_step)), int(said["processes"])
+    except (OSError, ValueError, KeyError):  # told later, when the file is read
+        return int(accelerator.num_processes)
+    if trained != trainer.state.global_step:
+        raise StateError(
+            f"{folder} was saved after step {trained}, and {checkpoint} is of step {trainer.state.global_step}: these weights "
+            "and this selector do not belong together. Resume from a checkpoint that nobody put together by hand."
+        )
+    return processes if 0 < processes <= 1 << 20 else int(accelerator.num_processes)
+
+
+def _restore_cycle(trainer: Any, selector: Selector, folder: Path, kept: Kept) -> None:
+    """Take up the cycle where every process can; else TRL starts a new one, on all of them."""
+    file = folder / _buffer(trainer.accelerator.process_index)
+    loaded, failed, other = None, None, None
+    try:
+        loaded = trl_cycle.load(trainer, file, kept.of)
+    except trl_cycle.AnotherShape as error:
+        other = f"{error}" if error.lost else ""
+    except (OSError, SafetensorError, ValueError, ArithmeticError, RuntimeError) as error:
+        failed = f"{file} cannot be read: {error!r}"
+    told = gather_object([(loaded is not None, failed, other)])  # first: in strict mode all raise, or the rest would wait
+    others = [other for _, _, other in told if other is not None]
+    if others:  # of another number of processes there need not be a file for each
+        if trainer.accelerator.is_main_process and any(others):
+            warnings.warn(
+                f"edgewise: {folder} was saved in the middle of a generation cycle with another batch or number of processes "
+                f"({max(others)}). What was generated is not trained on further; a new generation starts at once.",
+                DegradedWarning,
+                stacklevel=4,
+            )
+        return
+    if failures := [failure for _, failure, _ in told if failure is not None]:
+        selector.problem(StateError(f"{failures[0]}. A new generation starts at once; the rest is as it was."))
+    if loaded is None or not all(taken for taken, _, _ in told):
+        return
+    trainer._step, batch = loaded
+    if batch:
+        device = trainer.accelerator.device
+        trainer._buffered_inputs = [{name: tensor.to(device) for name, tensor in part.items()} for part in batch]
+
+
+def _hash(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

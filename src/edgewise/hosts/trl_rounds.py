@@ -19,7 +19,9 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
 from edgewise.errors import HostError, ShortfallError, SignalError, StateError
+from edgewise.hosts import trl_checkpoint
 from edgewise.hosts.trl_advantage import group_advantages
+from edgewise.hosts.trl_checkpoint import Kept
 from edgewise.hosts.trl_made import Asked, Place, Store, complete
 from edgewise.hosts.trl_replay import Replay, Rollouts, joined
 from edgewise.hosts.trl_signals import PromptSignals
@@ -244,20 +246,25 @@ class Rounds:
 
     # -- resuming ------------------------------------------------------------------------------------------------------
 
-    def take_up(self, file: Path) -> None:
-        """After the selector was restored: this process' rollouts of groups that wait. They are of use only if every process
-        has its part of them; else all forget them, and the selector gives their groups up.
+    def take_up(self, folder: Path, kept: Kept) -> None:
+        """After the selector was restored: the rollouts of groups that wait, whichever process saved them. They are of use only
+        if all of them are there; else all processes forget them, and the selector gives their groups up.
         """
         trainer, failed = self.trainer, None
+        accelerator, device = trainer.accelerator, trainer.accelerator.device
+        files = trl_checkpoint.waiting_files(folder, kept, accelerator.process_index, accelerator.num_processes)
         try:
-            self.store.load(file, len(trainer.reward_weights), trainer.accelerator.device)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            failed = f"{file} cannot be read: {error!r}"
-        told = gather_object([(failed, self.store.held())])
-        if failures := [failure for failure, _ in told if failure is not None]:
+            self.store.load(files, len(trainer.reward_weights), device, kept)
+        except (OSError, ValueError) as error:
+            failed = f"{folder}: rollouts of groups that wait cannot be read: {error!r}"
+        if failures := [failure for failure in gather_object([failed]) if failure is not None]:
             self.store.keep_only([])
             self.selector.problem(StateError(f"{failures[0]}. Groups that were begun are given up."))
-        if not complete([held for _, held in told]):
+            return
+        if accelerator.num_processes > 1:
+            for known in gather_object([self.store.known()]):
+                self.store.learn(known, device)
+        if not complete(gather_object([self.store.held()])):
             self.store.keep_only([])
 
     # -- all processes in step -----------------------------------------------------------------------------------------
