@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,22 @@ def test_the_kept_results_hold_no_broken_promise() -> None:
         for test in row["tests"]:
             file, *_ = test.split("::")
             assert (ledger.ROOT / file).is_file(), f"fault {number} was noted by {test}, which is gone: run `make chaos`"
+
+
+def test_the_messages_that_the_page_explains_are_those_of_the_code() -> None:
+    """Of each message in the table for the night the words between the gaps stand in one literal of the sources."""
+    literals = {
+        node.value
+        for file in (ledger.ROOT / "src").rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+    _, _, rest = ledger.PAGE.read_text(encoding="utf-8").partition("| what you read |")
+    rows = [line.split("|")[1] for line in rest.split("\n\n")[0].splitlines()[2:]]
+    assert len(rows) > 10
+    for message in [quoted for row in rows for quoted in re.findall("`([^`]+)`", row)]:
+        for words in message.split("…"):
+            assert any(words.strip(" ,:") in literal for literal in literals), f"no message says {words!r}"
 
 
 def test_a_promise_that_did_not_hold_fails_the_test_and_stays_visible(notes: Path) -> None:
