@@ -387,12 +387,16 @@ class Selector:
         self.metrics = stage.numbers()
 
     def commit(self) -> None:
-        """For streaming hosts; steps commit by themselves. Closes the period of `metrics` and writes to `directory`."""
+        """For streaming hosts; steps commit by themselves. Closes the period of `metrics` and writes to `directory`.
+
+        Called again with nothing in between, it leaves the metrics of the period as they are.
+        """
         self.settle()
         stage = self._streaming
-        stage.metrics.set(**self._premise.correlations())
-        self.metrics = stage.numbers()
-        stage.accounts.new_period()
+        if stage.metrics.as_dict():
+            stage.metrics.set(**self._premise.correlations())
+            self.metrics = stage.numbers()
+            stage.accounts.new_period()
         self._autosave()
 
     # -- state ---------------------------------------------------------------------------------------------------------
