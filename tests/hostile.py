@@ -163,11 +163,12 @@ def remove(path: Path) -> None:
 
 def readers() -> dict[str, tuple[str, Callable[[Path], object]]]:
     """Name -> (file name, what reads it)."""
-    from edgewise import allocate, catalogue, data, subset
+    from edgewise import allocate, catalogue, data, journal, lease, state, subset
     from edgewise.compose import compose
     from edgewise.doctor import examine
     from edgewise.lab import record, runner
     from edgewise.lab.compare import Comparison
+    from edgewise.selector import Selector
 
     def spec_claimed(path: Path) -> object:
         return record.claim(path.parent, record.ArmSpec(method="hive"))
@@ -185,6 +186,16 @@ def readers() -> dict[str, tuple[str, Callable[[Path], object]]]:
                 files = [{"filename": "data-00000-of-00001.arrow"}]
                 beside.write_text(json.dumps({"_data_files": files, "features": {}}))
         return data.read(path.parent)
+
+    def selector(path: Path) -> object:
+        began = Selector("uniform", [{"prompt": f"{i}"} for i in range(20)], batch_size=2, group_size=2, directory=path.parent)
+        began.close()
+        made = sorted(p for p in path.parent.iterdir() if p != path)
+        for file in made:
+            file.unlink()
+        return began.step_number
+
+    lease.PATIENCE_S = 0.02  # a writer of whom nothing is known is watched for so long
 
     def lock(path: Path) -> object:
         with runner._lock(path.parent, print) as held:
@@ -211,6 +222,13 @@ def readers() -> dict[str, tuple[str, Callable[[Path], object]]]:
         "csv": ("x.csv", lambda path: allocate.numbers(allocate.read(str(path)), "pass_rate", str(path), low=0.0, high=1.0)),
         "npy": ("x.npy", lambda path: subset.read_embeddings(str(path), 4)),
         "markdown": ("x.md", catalogue.update),
+        "state": ("x.safetensors", state.load),
+        "state of a run": ("run/selector-000001-000000003.safetensors", selector),
+        "state of format 1": ("run/selector-000000003.safetensors", selector),
+        "journal": ("x.journal", lambda path: journal.scan(path, 1 << 26)),
+        "journal of a run": ("run/selector-000001-000000003.journal", selector),
+        "lease": ("run/writer-000001.json", selector),
+        "lease beyond counting": ("run/writer-999999.json", selector),
     }
 
 

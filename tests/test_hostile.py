@@ -32,6 +32,12 @@ FINE: dict[str, set[str]] = {
     "trainer's state": {*hostile.TEXTS, *hostile.KINDS},  # such a checkpoint is not complete: the one before it is taken
     "log": {*hostile.TEXTS, *hostile.KINDS},  # only shown, its last lines, beside the failure of an arm
     "lock": {*hostile.TEXTS, "missing", "8 GB of nothing"},  # only who holds it is written there
+    "state of a run": {"missing"},
+    "state of format 1": {"missing"},
+    "journal": set(hostile.TEXTS),  # read up to the first byte that is no record: none here
+    "journal of a run": {"missing", "empty", "nul"},  # what a crash leaves: cut off, and kept
+    "lease": {*hostile.TEXTS, "missing", "8 GB of nothing", "a named pipe"},  # says nothing, and does not change: nobody's
+    "lease beyond counting": {"missing"},
 }
 HEADS_ALONE = {case for case, raw in hostile.TEXTS.items() if raw.count(b"\n") <= 1 and not case.startswith("csv")}
 
@@ -52,6 +58,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[st
 READERS = (
     "jsonl", "json", "parquet", "data set: state", "data set: info", "data set: arrow", "toml", "yaml", "spec",
     "spec of a process", "lines", "rewound lines", "arm", "runner", "trainer's state", "log", "lock", "csv", "npy", "markdown",
+    "state", "state of a run", "state of format 1", "journal", "journal of a run", "lease", "lease beyond counting",
 )  # fmt: skip
 
 

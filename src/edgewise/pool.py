@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from edgewise.errors import PoolError, nearest
+from edgewise.foreign import shown
 from edgewise.rows import FINGERPRINT_BYTES, Table, fingerprint, open_table
 from edgewise.types import Array, Ints
 
@@ -353,8 +354,16 @@ def _each(fingerprints: Array) -> Iterator[bytes]:
     return (raw[start : start + FINGERPRINT_BYTES] for start in range(0, len(raw), FINGERPRINT_BYTES))
 
 
+_LONGEST_NUMBER = 10**1_000
+"""Python writes no number of more than some thousand digits."""
+
+
 def _is_id(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)))
+    if isinstance(value, str):
+        return True
+    return (
+        isinstance(value, (int, np.integer)) and not isinstance(value, (bool, np.bool_)) and abs(int(value)) < _LONGEST_NUMBER
+    )
 
 
 def _is_missing(value: Any) -> bool:
@@ -446,7 +455,7 @@ def _bad_values(values: Sequence[Any], bad: Sequence[int]) -> str:
 
 
 def _short(value: object) -> str:
-    text = ascii(value) if not isinstance(value, str) or not _is_unicode(value) else repr(value)
+    text = shown(value) if not isinstance(value, str) else repr(value) if _is_unicode(value) else ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
