@@ -1,0 +1,119 @@
+"""The comparison of stores (`benchmarks/stores.py`) runs, finds the faults it is there to find, and finds none in ours."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from benchmarks import stores
+from benchmarks.store_faults import damage, full, kills, writers
+from benchmarks.store_faults.children import ask, ask_each
+from benchmarks.store_faults.files import JsonLines, Snapshots
+from benchmarks.store_faults.ours import Directory, Frames
+from benchmarks.store_faults.sqlite import Sqlite, SqliteDeleteGuarded, SqliteGuarded
+from benchmarks.store_faults.store import Recovered, Store, Verdict, judge, payload
+from benchmarks.store_faults.tables import summed
+
+SIZE = 1024
+
+
+def content(k: int) -> bytes:
+    return payload(k, SIZE)
+
+
+@pytest.mark.parametrize("kind", [Directory, Sqlite, SqliteGuarded, SqliteDeleteGuarded, JsonLines, Snapshots])
+def test_every_store_gives_back_two_sessions(kind: type[Store], tmp_path: Path) -> None:
+    for first in (1, 6):
+        store = kind(tmp_path)
+        for k in range(first, first + 5):
+            store.commit(k, content(k))
+        store.close()
+    found = kind.recover(tmp_path)
+    assert judge(kind, found, 10, content) == Verdict(lost=0, steps=0, different=False, said=False)
+    assert dict(found.records)[10] == content(10)
+
+
+def test_verdicts_by_hand() -> None:
+    """Ten committed: 1 to 4 and 6 to 9 are there, 9 with another content; then a state of commit 8 as all there is."""
+    records = [(k, content(k)) for k in (1, 2, 3, 4, 6, 7, 8)] + [(9, b"other")]
+    assert judge(Frames, Recovered(records), 10, content) == Verdict(lost=3, steps=6, different=True, said=True)  # 5 is missing
+    assert judge(Frames, Recovered(records[:4]), 10, content) == Verdict(lost=6, steps=6, different=False, said=False)
+    assert judge(Snapshots, Recovered([(8, content(8))], ["x"]), 10, content) == Verdict(2, 2, different=False, said=True)
+    assert judge(Frames, Recovered([(1, content(1)), (2, content(2))]), 1, content).different is False  # 2 was in flight
+    assert judge(Frames, Recovered([(k, content(k)) for k in (1, 2, 3)]), 1, content).different is True  # 3 was never written
+
+
+def test_killed_writers_of_ours_lose_nothing(tmp_path: Path) -> None:
+    kills.learn_names(Directory, tmp_path / "names")
+    found = kills.kills(Directory, tmp_path, rounds=4, size=SIZE, seed=1, longest=0.1)
+    assert found["kills"] == 4
+    assert {found[name] for name in ("lost", "different", "unreadable", "cannot_go_on")} == {0}
+
+
+def swept(kind: type[Store], folder: Path, fault: str, killed: bool, every: int = 997) -> dict[str, int]:
+    rows = damage.sweep(kind, folder, 6, SIZE, every, 0, killed, [fault], least=16)
+    return summed(rows.values())
+
+
+def test_flips_are_found_in_ours_and_the_controls_show_that_the_sweep_bites(tmp_path: Path) -> None:
+    ours = swept(Directory, tmp_path / "ours", "flip", killed=True)
+    assert ours["cases"] > 60
+    assert (ours["silently_different"], ours["silently_lost"], ours["unreadable"]) == (0, 0, 0)
+    assert ours["goes_on"] == ours["cases"]
+    assert swept(JsonLines, tmp_path / "lines", "flip", killed=True)["silently_different"] > 0
+    assert swept(Sqlite, tmp_path / "plain", "flip", killed=False)["silently_different"] > 0
+    assert swept(SqliteGuarded, tmp_path / "guarded", "flip", killed=False)["silently_different"] == 0
+    assert swept(Sqlite, tmp_path / "wal", "flip", killed=True)["silently_lost"] > 0
+
+
+def test_a_full_disk_costs_ours_nothing_and_the_lines_their_file(tmp_path: Path) -> None:
+    for short_write in (True, False):
+        ours = full.limited(Directory, tmp_path / f"ours {short_write}", SIZE, 0, short_write)
+        assert ours["refusals"] > 0
+        assert (ours["lost"], ours["different"], ours["readable_while_full"], ours["goes_on_by_itself"]) == (
+            0,
+            False,
+            True,
+            True,
+        )
+    assert full.limited(JsonLines, tmp_path / "lines", 10_240, 0, short_write=True)["lost"] > 0
+
+
+def test_a_fork_and_a_second_writer_are_told_from_the_first(tmp_path: Path) -> None:
+    ours, theirs = (writers.forked(kind, tmp_path / kind.name, 1, SIZE, 0) for kind in (Directory, Sqlite))
+    assert (ours["lost"], ours["parent_errors"], ours["child_wrote"]) == (0, 0, 0)
+    assert theirs["child_wrote"] > 0
+    assert writers.two_writers(SqliteGuarded, tmp_path / "two", SIZE, 0)["stopped_one_wakes"] == "its write is refused"
+    assert writers.two_writers(Sqlite, tmp_path / "plain", SIZE, 0)["stopped_one_wakes"] == "its write is taken"
+
+
+def test_a_store_that_crashes_or_raises_is_one_case() -> None:
+    def work(case: str) -> dict[str, str]:
+        if case == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if case == "raise":
+            raise OSError("no")
+        return {"fine": case}
+
+    said = list(ask_each(["a", "die", "raise", "b", "die"], work))
+    assert said == [{"fine": "a"}, {"crashed": 9}, {"error": "OSError: no"}, {"fine": "b"}, {"crashed": 9}]
+    assert ask(lambda: work("die")) == {"crashed": 9}
+
+
+def test_the_command_prints_tables_and_keeps_what_it_was_not_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out.json"
+    few = ["--commits", "16", "--records", "4", "--every", "4001", "--out", str(out), "--folder", str(tmp_path)]
+    stores.main(["--parts", "a", "--stores", "edgewise,sqlite wal", *few])
+    stores.main(["--parts", "e", "--stores", "edgewise", *few])
+    printed = capsys.readouterr().out
+    assert "x edgewise, 100k prompts" in printed
+    assert "zeros: edgewise, killed" in printed
+    result = json.loads(out.read_text())
+    assert sorted(result["parts"]) == ["a", "e"]
+    assert result["parts"]["a"]["rows"]["10240 bytes"]["sqlite wal"]["commit_ms_p50"] > 0
+    assert str(tmp_path) not in json.dumps(result["parts"]["e"]["command"])
