@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import importlib.util
 import json
 import os
 import platform
+import socket
 import sqlite3
 import sys
 import tempfile
@@ -37,6 +39,8 @@ from benchmarks.store_faults.sqlite import Sqlite, SqliteDelete, SqliteDeleteGua
 from benchmarks.store_faults.store import Store
 
 import edgewise
+
+Rows = dict[str, Any]
 
 PARTS = "abcdefgh"
 SMALL, LARGE = 10_240, 1 << 20
@@ -74,9 +78,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="write JSON here; parts that are in it already and not asked for stay")
     args = parser.parse_args(words)
     kinds = [kind for kind in stores() if not args.stores or kind.name in args.stores.split(",")]
-    result = {"machine": machine(kinds), "parts": {}}
-    if args.out is not None and args.out.is_file():
-        result["parts"] = json.loads(args.out.read_text())["parts"]
+    parts: Rows = json.loads(args.out.read_text())["parts"] if args.out is not None and args.out.is_file() else {}
     with tempfile.TemporaryDirectory(dir=args.folder, prefix="stores-") as name:
         root = Path(name)
         root.chmod(0o755)  # part g: another user looks
@@ -85,28 +87,26 @@ def main(words: list[str] | None = None) -> None:
         for part in args.parts:
             started = time.monotonic()
             rows = _PARTS[part](kinds, root / part, args)
-            asked = " ".join(["python benchmarks/stores.py --parts", part, *_given(args)])
-            result["parts"][part] = {
-                "command": asked,
-                "seed": args.seed,
-                "seconds": round(time.monotonic() - started),
-                "rows": rows,
-            }
-            if args.out is not None:
-                args.out.write_text(json.dumps(result, indent=1) + "\n")
             print(f"\n{part}\n{tables.shown(part, rows)}", flush=True)
+            about = {"command": _command(part, args), "seconds": round(time.monotonic() - started), **machine(kinds)}
+            text = json.dumps({**about, "rows": rows}).replace(str(root), "RUN").replace(socket.gethostname(), "HOST")
+            parts[part] = json.loads(text)
+            if args.out is not None:
+                args.out.write_text(json.dumps({"parts": dict(sorted(parts.items()))}, indent=1) + "\n")
 
 
-def _given(args: argparse.Namespace) -> list[str]:
+def _command(part: str, args: argparse.Namespace) -> str:
     names = ("commits", "kills", "every", "records", "looked_at", "rounds", "seed")
-    return [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in names] + ["--mount"] * args.mount
+    given = [f"--{name.replace('_', '-')} {getattr(args, name)}" for name in names] + ["--mount"] * args.mount
+    chosen = [f"--stores '{args.stores}'"] if args.stores else []
+    return " ".join(["python benchmarks/stores.py --parts", part, *chosen, *given])
 
 
 def machine(kinds: list[type[Store]]) -> dict[str, Any]:
     """What the numbers depend on."""
     found: dict[str, Any] = {
         "python": platform.python_version(), "sqlite": sqlite3.sqlite_version, "numpy": np.__version__,
-        "edgewise": edgewise.__version__, "system": platform.system(), "cores": os.cpu_count(),
+        "edgewise": edgewise.__version__, "sources": _sources(), "system": platform.system(), "cores": os.cpu_count(),
     }  # fmt: skip
     if any(kind.name == "lmdb" for kind in kinds):
         import lmdb
@@ -115,7 +115,13 @@ def machine(kinds: list[type[Store]]) -> dict[str, Any]:
     return found
 
 
-Rows = dict[str, Any]
+def _sources() -> str:
+    """Names the code of ours that was measured: a hash over the files that make states durable."""
+    folder = Path(edgewise.__file__).parent
+    hasher = hashlib.blake2b(digest_size=6)
+    for file in (folder / f"{name}.py" for name in ("state", "journal", "deltas", "history", "directory", "lease")):
+        hasher.update(file.read_bytes() if file.is_file() else b"")
+    return hasher.hexdigest()
 
 
 def _speed(kinds: list[type[Store]], root: Path, args: argparse.Namespace) -> Rows:

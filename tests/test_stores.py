@@ -116,4 +116,4 @@ def test_the_command_prints_tables_and_keeps_what_it_was_not_asked_for(
     result = json.loads(out.read_text())
     assert sorted(result["parts"]) == ["a", "e"]
     assert result["parts"]["a"]["rows"]["10240 bytes"]["sqlite wal"]["commit_ms_p50"] > 0
-    assert str(tmp_path) not in json.dumps(result["parts"]["e"]["command"])
+    assert str(tmp_path) not in out.read_text()

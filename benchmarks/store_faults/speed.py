@@ -20,7 +20,10 @@ def measure(
 
     ratio: median over commits of this store's time over that of `against` in the same turn.
     """
-    return ask(lambda: _measured(stores, folder, size, commits, seed, against), patience=600.0)
+    rows = ask(lambda: _measured(stores, folder, size, commits, seed, against), patience=3600.0)
+    if against not in rows:
+        raise RuntimeError(f"the stores could not be measured without any fault: {rows}")
+    return rows
 
 
 def _measured(
