@@ -1,5 +1,6 @@
 """Prompts and their names: where ids come from, what is refused, and what identifies a pool."""
 
+import hashlib
 import subprocess
 import sys
 import warnings
@@ -11,10 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import edgewise
+from edgewise import pool as pool_module
 from edgewise.data import ArrowRows
 from edgewise.errors import PoolError
 from edgewise.pool import PromptPool
 from edgewise.rows import fingerprint
+from tests import ledger
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 ENDLESS = []
@@ -418,6 +422,165 @@ def test_values_of_other_libraries_have_stable_fingerprints():
     assert fingerprint("x", {"answer": np.int64(3)}) == fingerprint("x", {"answer": 3})
     assert fingerprint(b"\x00", {}) == fingerprint(bytearray(1), {}) != fingerprint(b"\x01", {})
     assert fingerprint("x", {"answer": Decimal("1.50")}) != fingerprint("x", {"answer": date(2026, 1, 1)})
+
+
+# -------------------------------------------------------------------------------------------------- faults of data sets
+
+
+@pytest.mark.parametrize("kind", ["explicit", "guessed", "content", "host"])
+def test_duplicate_ids_are_refused_merged_or_told_apart(kind):
+    """Any number of rows under any number of ids: the error lists five of them; merged, each id is once; suffixed, each row."""
+    rng = np.random.default_rng(ledger.seed())
+    cases = held = 0
+    for _ in range(ledger.cases(20, chaos=500)):
+        n = int(rng.integers(3, 40))
+        names = [f"name-{i}" for i in rng.integers(0, int(rng.integers(2, n)), size=n)]
+        distinct = len(set(names))
+        if distinct in (1, n):
+            continue
+        cases += 1
+        data = [{"key": name, "prompt": f"text of {name}"} for name in names]
+        column = "key" if kind == "explicit" else None
+        if kind == "guessed":  # repeated, so that no guess takes it: the content names the prompt, and that repeats too
+            data = [{"id": row["key"], "prompt": row["prompt"]} for row in data]
+        with pytest.raises(PoolError, match=rf"{n} rows, {distinct} ids: ") as caught:
+            PromptPool.from_ids(names) if kind == "host" else PromptPool.from_dataset(data, id_column=column)
+        repeated = len({name for name in names if names.count(name) > 1})
+        shown = str(caught.value).count(" in rows ")
+        assert shown == min(5, repeated)
+        assert ("more ids" in str(caught.value)) == (repeated > 5)
+        if kind != "host":
+            merged = PromptPool.from_dataset(data, id_column=column, duplicates="merge")
+            assert [row["prompt"] for row in merged] == list(dict.fromkeys(row["prompt"] for row in data))
+            apart = PromptPool.from_dataset(data, id_column=column, duplicates="suffix")
+            assert [row["prompt"] for row in apart] == [row["prompt"] for row in data]
+            assert len(set(apart.ids)) == n
+        held += 1
+    ledger.note(46, tried=cases, held=held)
+
+
+def test_one_text_under_two_ids_is_said_with_the_count_whatever_the_number():
+    rng = np.random.default_rng(ledger.seed())
+    cases = ledger.cases(20, chaos=500)
+    for _ in range(cases):
+        n = int(rng.integers(2, 40))
+        texts = rng.integers(0, n - 1, size=n).tolist()  # at least one is there twice
+        repeated = n - len(set(texts))
+        with pytest.warns(UserWarning, match=f"{repeated} of {n} prompts have the text and answer of another prompt under"):
+            pool = PromptPool.from_dataset([{"id": i, "prompt": f"text {text}"} for i, text in enumerate(texts)])
+        assert len(pool) == n
+        assert len(set(pool.keys[0].tolist())) == n, "they are learned about apart"
+    ledger.note(47, tried=cases, held=cases)
+
+
+@pytest.mark.parametrize("column", ["id", "uid", "task_id", "extra_info"])
+@pytest.mark.parametrize("missing", [None, float("nan"), 0, "", "same"])
+def test_without_ids_the_content_names_the_prompts_and_one_id_for_all_is_refused(column, missing):
+    value = {"index": missing} if column == "extra_info" else missing
+    name = "extra_info.index" if column == "extra_info" else column
+    data = rows(6, **{column: [value] * 6})
+    pool = PromptPool.from_dataset(data)
+    assert list(pool.ids) == [fingerprint(row["prompt"], {"answer": row["answer"]}).hex() for row in data]
+    assert pool.ids == PromptPool.from_dataset(rows(6)).ids, "the same names as without that column"
+    with pytest.raises(PoolError, match=r"holds no value in any row|in every row, so it names no prompt|has no value in rows"):
+        PromptPool.from_dataset(data, id_column=name)
+    some = rows(6, **{column: [value if i == 3 else {"index": i} if column == "extra_info" else i for i in range(6)]})
+    if missing is None or missing != missing:  # one row without an id: the column cannot name the prompts
+        assert PromptPool.from_dataset(some).ids == pool.ids
+        with pytest.raises(PoolError, match="has no value in row 3"):
+            PromptPool.from_dataset(some, id_column=name)
+    ledger.note(48, tried=3, held=3)
+
+
+LETTERS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@settings(max_examples=ledger.cases(20, chaos=500), deadline=None)
+@given(st.lists(LETTERS, min_size=4, max_size=20, unique=True))
+def test_any_ids_go_through_a_saved_state_and_a_journal(tmp_path_factory, ids):
+    """Strange ids and any text: names of tickets, beliefs by name, and the digest come back code point by code point."""
+    names = [*dict.fromkeys([*STRANGE, *ids])]
+    folder = tmp_path_factory.mktemp("ids")
+
+    def selector(**more):
+        return edgewise.Selector("mopps", PromptPool.from_ids(names), batch_size=2, group_size=2, on_problem="strict", **more)
+
+    one = selector(directory=folder / "run")
+    for version in range(3):
+        tickets = one.take(3, policy_version=version)
+        one.report([edgewise.Outcome(ticket=t, rewards=[1.0, 0.0]) for t in tickets[1:]])
+        one.commit()  # the first a snapshot, the others records of a journal
+    one.save(folder / "state")
+    one.close()
+    again, other = selector(directory=folder / "run"), selector()
+    other.restore(folder / "state")
+    again.close()
+    visits = dict(zip(names, one.method.state().prompts["visits"].tolist(), strict=True))
+    for twin in (again, other):
+        assert [t.prompt_id for t in twin.in_flight] == [t.prompt_id for t in one.in_flight]
+        assert [names[t.row] for t in twin.in_flight] == [t.prompt_id for t in twin.in_flight]
+        assert dict(zip(twin.pool.ids, twin.method.state().prompts["visits"].tolist(), strict=True)) == visits
+    ledger.note(55, tried=len(names), held=len(names))
+
+
+def test_forms_of_one_letter_are_two_prompts_and_lone_surrogates_are_no_name():
+    composed, decomposed = "caf\u00e9", "cafe\u0301"
+    pool = PromptPool.from_ids([composed, decomposed])
+    assert (pool.row_of(composed), pool.row_of(decomposed)) == (0, 1)
+    assert pool.keys[0][0] != pool.keys[0][1]
+    for lone in ("\ud800", "a\udfffb", "\ud83d"):
+        with pytest.raises(PoolError, match="lone surrogate"):
+            PromptPool.from_ids(["fine", lone])
+        text = PromptPool.from_dataset([{"prompt": lone}, {"prompt": "fine"}])  # in a text they are only text
+        assert len(text) == 2
+        assert PromptPool.from_dataset([{"id": lone, "prompt": "a"}, {"id": "x", "prompt": "b"}]).how.endswith("in row 0")
+    ledger.note(55, tried=7, held=7)
+
+
+# ------------------------------------------------------------------------------------------------------------- keys
+
+
+def test_keys_are_of_ids_and_contents_in_the_order_of_the_pool():
+    data = rows(50, id=lambda i: f"n{i}")
+    pool, shuffled = PromptPool.from_dataset(data), PromptPool.from_dataset(data[::-1])
+    ids, contents = pool.keys
+    assert (ids.dtype, contents.dtype, ids.shape, contents.shape) == (np.uint64, np.uint64, (50,), (50,))
+    assert len(set(ids.tolist())) == len(set(contents.tolist())) == 50
+    for mine, theirs in zip(pool.keys, shuffled.keys, strict=True):
+        assert mine.tolist() == theirs[::-1].tolist()
+        with pytest.raises(ValueError, match="read-only"):
+            mine[0] = 0
+    assert pool.keys[0] is ids, "made once"
+    again = PromptPool.from_dataset([{**row, "answer": "?"} for row in data])
+    assert again.keys[0].tolist() == ids.tolist()
+    assert not set(again.keys[1].tolist()) & set(contents.tolist())
+    assert PromptPool.from_ids(pool.ids).keys[1].tolist() == [0] * 50
+    assert int(ids[0]) == int.from_bytes(hashlib.blake2b(b"n0", digest_size=8).digest(), "little")
+
+
+def test_ids_whose_hashes_collide_are_told_apart_alike_in_any_order(monkeypatch):
+    """With hashes of one byte, and then of two bits more, 60 ids collide many times over."""
+    sound = pool_module._hashes
+
+    def short(ids, salt=0):
+        return sound(ids, salt) & np.uint64({0: 0xFF, 1: 0x3FF}.get(salt, 2**64 - 1))
+
+    monkeypatch.setattr(pool_module, "_hashes", short)
+    names = [f"n{i}" for i in range(60)]
+    plain = short(names)
+    assert len(set(plain.tolist())) < 60
+    pool = PromptPool.from_ids(names)
+    keys = dict(zip(names, pool.keys[0].tolist(), strict=True))
+    assert len(set(keys.values())) == 60
+    order = np.random.default_rng(0).permutation(60)
+    shuffled = PromptPool.from_ids([names[i] for i in order])
+    assert dict(zip(shuffled.ids, shuffled.keys[0].tolist(), strict=True)) == keys
+    alone = [name for name, key in zip(names, plain.tolist(), strict=True) if plain.tolist().count(key) == 1]
+    assert all(keys[name] == int(short([name])[0]) for name in alone if keys[name] < 256)
+    left = PromptPool.from_ids(names[1:])  # a prompt whose double left may count as new, and never as another one
+    known = dict(zip(left.ids, left.keys[0].tolist(), strict=True))
+    owner = {key: name for name, key in keys.items()}
+    assert all(owner.get(key, name) == name for name, key in known.items())
 
 
 def test_a_million_prompts_cost_a_string_and_sixteen_bytes_each():
