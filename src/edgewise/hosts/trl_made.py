@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from edgewise import foreign, state
@@ -180,6 +181,7 @@ def _read(file: Path, functions: int, device: torch.device, kept: Expected) -> d
         first = text.startswith('"made": ')  # format 1: the digest is that of the inner object
         if head != _HEAD % saved or _digest(text[len('"made": ') : -1] if first else text) != saved:
             raise ValueError("its SHA-256 does not match its content")
+        _require_flat(data, len(kept.waiting), sum(rollouts for _, rollouts in kept.waiting.values()))
         content = foreign.loads(data, nan=True)
         if not first and content["of"] != kept.of:
             raise ValueError("it belongs to another state of the selector than the one beside it")
@@ -195,6 +197,29 @@ def _read(file: Path, functions: int, device: torch.device, kept: Expected) -> d
         for record in one.records.values():
             _require_record(record, row, kept.tokens, kept.positions)
     return made
+
+
+def _require_flat(data: bytes, tickets: int, rollouts: int) -> None:
+    """Raise ValueError for more lists and objects, or deeper ones, than such rollouts can have: parsed, each empty one takes
+    twenty times its text.
+    """
+    most = 16 + 4 * tickets + 1_000 * rollouts  # of one rollout: its tokens, rewards, messages, and all that was logged of it
+    text = np.frombuffer(data.replace(rb"\\", b"").replace(rb"\"", b""), dtype=np.uint8)  # every quote left is one of JSON's
+    quoted, depth, deepest, begun = 0, 0, 0, 0
+    for at in range(0, len(text), 1 << 20):
+        part = text[at : at + (1 << 20)]
+        inside = ((part == ord('"')).cumsum(dtype=np.uint8) + np.uint8(quoted)) & 1
+        rises = (_OPENING[part].astype(np.int8) - _CLOSING[part])[inside == 0]
+        begun += int((rises > 0).sum())
+        heights = depth + rises.cumsum(dtype=np.int64)
+        quoted = int(inside[-1])
+        if len(heights):
+            depth, deepest = int(heights[-1]), max(deepest, int(heights.max()))
+    if begun > most or deepest > 50:
+        raise ValueError(f"it has {begun:,} lists and objects, {deepest} deep; {most:,} and 50 at most")
+
+
+_OPENING, _CLOSING = (np.isin(np.arange(256), [ord(mark) for mark in marks]) for marks in ("[{", "]}"))
 
 
 def _made(entry: Any, functions: int, device: torch.device) -> Made:
