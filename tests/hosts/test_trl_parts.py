@@ -24,7 +24,7 @@ from safetensors.torch import load, save
 from edgewise.errors import DegradedWarning, StateError
 from edgewise.hosts import trl_checkpoint, trl_cycle
 from edgewise.hosts.trl import attach
-from edgewise.hosts.trl_made import Store, most_bytes
+from edgewise.hosts.trl_made import Made, Store, most_bytes
 from tests import ledger
 from tests.hosts import tiny
 from tests.hosts.test_trl_groups import Shaped, hold
@@ -398,6 +398,28 @@ def test_all_parts_and_their_names_are_flushed_to_the_disk(tmp_path: Path, monke
     assert {str(folder), str(folder.parent), str(tmp_path)} <= set(synced)
     last = max(i for i, path in enumerate(synced) if path.endswith(".tmp"))
     assert str(folder) in synced[last:], "the folder after the last file in it"
+
+
+def test_text_of_any_kind_comes_back(tmp_path: Path) -> None:
+    """Brackets, quotes and backslashes in what a model wrote are no structure."""
+    luck = random.Random(0)
+    tried = ledger.cases(50, chaos=2_000)
+    for _ in range(tried):
+        texts = ["".join(luck.choices('[]{}"\\\n\x00\u2028\ud800é:,', k=luck.randrange(5_000))) for _ in range(2)]
+        records = {
+            j: {"row": 3, "prompt_ids": [1], "completion_ids": [2], "tool_mask": None, "completions": text, "logprobs": [-0.5],
+                "extra_logs": {text[:9]: text[-9:]}}
+            for j, text in enumerate(texts)
+        }  # fmt: skip
+        store, again = Store(), Store()
+        store._made[5] = Made(torch.tensor([[0.1], [float("nan")]]), records)
+        file = tmp_path / "waiting-0.json"
+        store.save(file, "a state", 64)
+        kept = trl_checkpoint.Kept("a state", 1, {5: (3, 2)}, tokens=3, positions=64)
+        again.load([file], 1, torch.device("cpu"), kept)
+        assert again._made[5].records == records
+        assert torch.equal(again._made[5].rewards.nan_to_num(7), store._made[5].rewards.nan_to_num(7))
+    ledger.note(55, tried=tried, held=tried)
 
 
 def test_what_could_not_be_read_back_is_not_written(saved: Saved, tmp_path: Path) -> None:

@@ -92,11 +92,12 @@ class Store:
         }
         text = f'"of": {json.dumps(of)}, "made": {json.dumps(content, default=_plain)}}}'
         data = (_HEAD % _digest(text) + text).encode()
-        most = most_bytes(sum(len(made.rewards) for made in self._made.values()), positions)
-        if len(data) > most:
+        rollouts = sum(len(made.rewards) for made in self._made.values())
+        if len(data) > (most := most_bytes(rollouts, positions)):
             raise ValueError(
                 f"rollouts of groups that wait take {len(data):,} bytes, more than the {most:,} that are read back"
             )
+        _require_flat(data, len(self._made), rollouts)
         state.write(file, data)
 
     def load(self, files: Iterable[Path], functions: int, device: torch.device, kept: Expected) -> None:
