@@ -13,7 +13,7 @@ import numpy as np
 
 from edgewise import edited, state
 from edgewise._version import __version__
-from edgewise.directory import History, RunDirectory
+from edgewise.directory import History, RunDirectory, differing
 from edgewise.errors import ConfigError, DegradedWarning, EdgewiseError, StateError, StateMismatchError
 from edgewise.method import Method
 from edgewise.metrics import EntropyPremise
@@ -258,7 +258,18 @@ def continue_from(selector: Selector, directory: RunDirectory, resume: str | int
     """Become what `directory` holds: its newest state ("auto", "adapt"), that committed at a step (int), or nothing ("fresh").
 
     Raises StateError and its children: a sound state of another run or a newer format is not passed over for an older one.
+    ConfigError if the disk refuses.
     """
+    try:
+        _continue_from(selector, directory, resume)
+    except OSError as error:
+        raise ConfigError(
+            f"Selector(directory={str(selector.directory)!r}) cannot be used: {error}. What was there is still there; try again "
+            "when the disk works, or name another folder."
+        ) from error
+
+
+def _continue_from(selector: Selector, directory: RunDirectory, resume: str | int) -> None:
     if resume == "fresh":
         directory.set_aside()
         directory.continue_from(directory.history(), None, exactly=False)
@@ -271,7 +282,10 @@ def continue_from(selector: Selector, directory: RunDirectory, resume: str | int
         return
     where = f"{directory.path} at step {recovered.node.step}"
     same = take_up(selector, recovered.header, recovered.arrays, where, adapt=resume == "adapt")
-    directory.continue_from(history, recovered, exactly=recovered.exact and same)
+    live = {name: array for name, array in content(selector)[1].items() if name.startswith(_PROMPTS)}
+    kept = {name: array for name, array in recovered.arrays.items() if name.startswith(_PROMPTS)}
+    # a method that restores other values than it saved: changes could not be told from these
+    directory.continue_from(history, recovered, exactly=recovered.exact and same and not differing(live, kept))
     newest = history.nodes()[0]
     for message in history.broken:
         selector._warn(message)
@@ -291,7 +305,7 @@ def _refuse_to_begin_anew(directory: RunDirectory, history: History, resume: str
             f"{directory.path} has no state of step {resume}: {there}.{listed}\nResume from another checkpoint, keep more of "
             "the past (generations=...), or pass resume='fresh' to start from priors."
         )
-    if history.nodes() or history.broken:
+    if history.nodes() or history.journals or history.broken:
         raise StateError(f"No readable state among those in {directory.path}:{listed}\nresume='fresh' starts anew.")
 
 
@@ -330,6 +344,7 @@ def _restore_method(
     before = _copies(method)
     try:
         method.restore(MethodState(prompts=prompts, shared=shared))
+        _require_alike(before, method.state())
     except Exception as error:
         method.restore(before)
         if fresh is not None:
@@ -339,6 +354,15 @@ def _restore_method(
         if isinstance(error, EdgewiseError):
             raise
         raise StateError(f"{path} lacks something this method keeps: {error!r}. Use a state that it wrote.") from error
+
+
+def _require_alike(before: MethodState, after: MethodState) -> None:
+    """Raise ValueError where an array is of another kind than this method's: it would fail in the middle of a later step."""
+    for old, new in ((before.prompts, after.prompts), (before.shared, after.shared)):
+        for name in old.keys() & new.keys():
+            was, now = np.asarray(old[name]), np.asarray(new[name])
+            if (was.dtype, was.ndim) != (now.dtype, now.ndim):
+                raise ValueError(f"{name!r} has {now.ndim} axes of {now.dtype}, this method keeps {was.ndim} of {was.dtype}")
 
 
 def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
