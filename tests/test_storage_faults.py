@@ -22,7 +22,7 @@ from tests import ledger
 from tests.failing_disk import CHANGES, EVERYTHING, FailingDisk
 from tests.twins import COMMITS, Run, content, loud, on_disk, one_step, selector, twin
 
-FULL, BROKEN, QUOTA, READ_ONLY = errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS
+FULL, BROKEN, QUOTA, READ_ONLY, FORBIDDEN = errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS, errno.EACCES
 
 
 def run_over_failures(directory: Path, nth: int, *, error: int, kinds: frozenset[str], lasting: bool) -> bool:
@@ -64,6 +64,7 @@ def run_over_failures(directory: Path, nth: int, *, error: int, kinds: frozenset
         pytest.param(5, FULL, CHANGES, True, id="disk full"),
         pytest.param(7, QUOTA, CHANGES, True, id="quota"),
         pytest.param(7, READ_ONLY, CHANGES | {"unlink"}, True, id="read-only"),
+        pytest.param(7, FORBIDDEN, EVERYTHING - {"write", "fsync"}, True, id="permission lost"),
         pytest.param(7, BROKEN, EVERYTHING, False, id="one I/O error"),
         pytest.param(7, BROKEN, EVERYTHING, True, id="I/O errors"),
     ],
@@ -93,24 +94,22 @@ def test_writes_that_write_half_are_finished(tmp_path: Path, monkeypatch: pytest
 
 
 def test_a_real_full_device_is_outlived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is created is created as /dev/full: a write is taken and its flush refused, by the kernel."""
+    """What is written goes to /dev/full, and the kernel refuses it: at the write, or of a buffered file at its flush."""
     run = Run(tmp_path / "run")
     run.commit()
+    os_write, io_open, full = os.write, io.open, os.open("/dev/full", os.O_WRONLY)
+
+    def create_file(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+        return io_open("/dev/full", mode.replace("x", "w")) if "x" in mode else io_open(path, mode, *more, **named)
+
     with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        os_open, io_open = os.open, io.open
-
-        def create(path: Any, flags: int, *more: Any, **named: Any) -> int:
-            return os_open("/dev/full", os.O_WRONLY) if flags & os.O_CREAT else os_open(path, flags, *more, **named)
-
-        def create_file(path: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
-            return io_open("/dev/full", mode.replace("x", "w")) if "x" in mode else io_open(path, mode, *more, **named)
-
-        patch.setattr(os, "open", create)
+        patch.setattr(os, "write", lambda file, data: os_write(full, data))
         patch.setattr(io, "open", create_file)
         for _ in range(3):
             run.commit(may_fail=True)
             assert run.durable == 1
+    os.close(full)
     (message,) = loud(said)
     assert "No space left on device" in message
     run.commit()
@@ -171,20 +170,23 @@ def test_a_strict_run_raises_at_the_commit_and_can_go_on(tmp_path: Path, monkeyp
     ledger.note(7, tried=tried, held=tried)
 
 
-def attempts_to_start(tmp_path: Path) -> list[Exception | None]:
+@pytest.fixture(scope="module")
+def starts(tmp_path_factory: pytest.TempPathFactory) -> list[Exception | None]:
     """What became of starting with the n-th operation failing, for every n; the next attempt always finds all that was there.
 
     Over a directory with a torn tail, so that starting writes too.
     """
-    begun = directory_with_a_torn_tail(tmp_path)
+    folder = tmp_path_factory.mktemp("starts")
+    begun = directory_with_a_torn_tail(folder)
     became: list[Exception | None] = []
     for kinds, error in ((CHANGES, FULL), (EVERYTHING, BROKEN)):
         nth = 0
         while True:
-            directory = tmp_path / f"{error}-{nth}"
+            directory = folder / f"{error}-{nth}"
             shutil.copytree(begun, directory)
             with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                patch.setattr("edgewise.lease.PATIENCE_S", 0.3)
                 disk = FailingDisk(directory, patch, kinds=kinds, error=error, fails=lambda n, nth=nth: n == nth)
                 try:
                     selector(directory).close()
@@ -193,8 +195,9 @@ def attempts_to_start(tmp_path: Path) -> list[Exception | None]:
                     became.append(refused)
             if nth >= disk.count:
                 break
-            with warnings.catch_warnings():
+            with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                patch.setattr("edgewise.lease.PATIENCE_S", 0.3)
                 again = selector(directory)
             assert content(again) == twin()[3], f"after a failing {disk.failed}"
             again.close()
@@ -202,21 +205,16 @@ def attempts_to_start(tmp_path: Path) -> list[Exception | None]:
     return became
 
 
-def test_a_disk_that_fails_at_the_start_takes_nothing_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgewise.lease.PATIENCE_S", 0.3)
-    became = attempts_to_start(tmp_path)
-    assert sum(error is not None for error in became) > 10
-    ledger.note(7, tried=len(became), held=len(became))
+def test_a_disk_that_fails_at_the_start_takes_nothing_away(starts: list[Exception | None]) -> None:
+    assert sum(error is not None for error in starts) > 10
+    ledger.note(7, tried=len(starts), held=len(starts))
 
 
-@pytest.mark.xfail(strict=True, reason="an OSError behind the lease comes out as it is")
-def test_a_disk_that_fails_at_the_start_is_refused_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgewise.lease.PATIENCE_S", 0.3)
-    for error in attempts_to_start(tmp_path):
+def test_a_disk_that_fails_at_the_start_is_refused_in_words(starts: list[Exception | None]) -> None:
+    for error in starts:
         assert error is None or isinstance(error, (ConfigError, StateError)), repr(error)
 
 
-@pytest.mark.xfail(strict=True, reason="a Lease that cannot be written leaves its file behind")
 def test_an_attempt_that_failed_is_not_in_the_way_of_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgewise.lease.PATIENCE_S", 2.0)
     disk = FailingDisk(tmp_path / "run", monkeypatch)
@@ -246,7 +244,6 @@ def directory_with_a_torn_tail(tmp_path: Path) -> Path:
     return begun.directory
 
 
-@pytest.mark.xfail(strict=True, reason="each new snapshot says it again for every old file")
 def test_what_cannot_be_removed_is_said_once_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgewise.directory.RECORDS", 2)
     disk = FailingDisk(tmp_path / "run", monkeypatch, kinds=frozenset({"unlink"}), error=errno.EPERM)
