@@ -71,6 +71,7 @@ LEVELS = {
     "__main__": 12,
 }
 SAME_ROOM = dict.fromkeys(("stage", "view", "step", "saved", "waiting", "accounts", "contract"), "selector")
+SAME_ROOM["history"] = "directory"
 """Files that were split off another and share its room."""
 
 WITH_TORCH = {"signals", "hosts", "lab", "report"}

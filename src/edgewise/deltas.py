@@ -25,7 +25,7 @@ class Base:
     def __init__(self, header: Mapping[str, Any], arrays: Mapping[str, Array]) -> None:
         self.header = dict(header)
         self._kept = {
-            name: np.array(array) if array.flags.writeable else array  # what nobody writes need not be copied
+            name: array if _constant(array) else np.array(array)  # what nobody writes need not be copied
             for name, array in arrays.items()
             if not name.startswith(PER_PROMPT)
         }
@@ -55,6 +55,16 @@ class Base:
                     _table(name, self._kept[name], array) if name.startswith(TABLE) else _some(name, self._kept[name], array)
                 )
         return change, parts
+
+
+def _constant(array: Array) -> bool:
+    """Whether nobody writes to the memory behind it: a read-only view shows what its owner writes."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        if owner.flags.writeable:
+            return False
+        owner = owner.base
+    return owner is None or isinstance(owner, bytes)
 
 
 def _grown(old: Array | None, new: Array) -> bool:

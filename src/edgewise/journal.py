@@ -9,13 +9,14 @@ than the one it was computed from, whatever became of the files; and the states 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgewise.state import read
+from edgewise.state import read, sync_folder
 
 MAGIC = b"EDGEWJ1\n"
 _HEAD = struct.Struct("<8sQIIQQ16s")
@@ -100,9 +101,45 @@ def _unfinished(tail: bytes) -> bool:
     return tail.find(MAGIC, 1) < 0  # a whole record behind it: no crash of a writer leaves that
 
 
-def append(file: int, data: bytes) -> None:
-    """Append a record to an open file and wait until it is on disk. Raises OSError: what the file ends with is then unknown."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
-    os.fsync(file)
+class Tail:
+    """The end of a journal of ours. Opened for each record: no descriptor outlives a commit or goes to a fork."""
+
+    def __init__(self, path: Path) -> None:
+        """Make the file, durably. Raises OSError, also where there is one."""
+        self.path = path
+        self.size = 0
+        """Bytes of the records in it."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        file = os.open(path, flags, 0o644)
+        try:
+            self._file = _identity(os.fstat(file))
+        finally:
+            os.close(file)
+        sync_folder(path.parent)
+
+    def is_ours(self) -> bool:
+        """Whether it is the file that we made, as long as we left it. Raises OSError."""
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        return _identity(found) == self._file and found.st_size == self.size
+
+    def append(self, data: bytes) -> None:
+        """Append a record and wait until it is on disk. Raises OSError: what the file ends with is then unknown."""
+        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            found = os.fstat(file)
+            if _identity(found) != self._file or found.st_size != self.size:
+                raise OSError(errno.ESTALE, "somebody else changed the journal", str(self.path))
+            view = memoryview(data)
+            while view:
+                view = view[os.write(file, view) :]
+            os.fsync(file)
+        finally:
+            os.close(file)
+        self.size += len(data)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino

@@ -48,6 +48,14 @@ def _kernel() -> str:
         return f"host {socket.gethostname()}"
 
 
+def _pids() -> str:
+    """Names the space of process numbers: containers on one kernel count apart."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def numbers(directory: Path) -> list[int]:
     """Numbers of all leases in `directory`, ascending. Raises OSError."""
     found = []
@@ -95,8 +103,8 @@ class Lease:
         """Who had it before and did not give it back, in words; empty if nobody."""
         while True:
             found = numbers(directory)
-            if found:
-                self._make_sure_it_is_free(found[-1])
+            if found and not self._is_free(found[-1]):
+                continue
             self.fence = max(least, found[-1] + 1 if found else 1)
             if self.fence >= 10**_PLACES:  # names of files would no longer be in order
                 raise StateError(f"{directory} has no lease numbers left after {found[-1:]}. Use a new directory.")
@@ -106,6 +114,7 @@ class Lease:
                 break
             except FileExistsError:
                 continue  # another was faster; it is alive
+        self._said = b""
         try:
             self._lock()
             self._said = self._write()
@@ -113,6 +122,8 @@ class Lease:
             for number in found:
                 file_of(directory, number).unlink(missing_ok=True)
         except BaseException:
+            with contextlib.suppress(OSError):  # nobody holds it: nobody need watch it
+                self.path.unlink(missing_ok=True)
             os.close(self._file)
             raise
         heart = _Heart(self._file, len(self._said), self._pid)
@@ -126,13 +137,22 @@ class Lease:
                 f"this process ({os.getpid()}) is a fork of the writer of {self.directory} ({self._pid}) and may only read. "
                 "Commit in the process that made the Selector."
             )
+        if not self._end.alive:
+            raise StateError(f"the lease on {self.directory} was given back (Selector.close()); nothing more is written there.")
+
+    def is_there(self) -> bool:
+        """Whether the file of the lease is still in its place, and the one that was made. Raises OSError."""
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        mine = os.fstat(self._file)
+        return (found.st_dev, found.st_ino) == (mine.st_dev, mine.st_ino)
 
     def require(self) -> None:
         """Raise StateError unless this may still write; OSError if the directory cannot be read."""
         self.require_own_process()
         self._give_way_to(numbers(self.directory))
-        if not self._end.alive and self.path.exists():
-            raise StateError(f"the lease on {self.directory} was given back.")
 
     def release(self) -> None:
         """Give it back, so that the next writer need not ask whether this one is alive."""
@@ -149,45 +169,53 @@ class Lease:
 
     # -- whether the one before us is alive ----------------------------------------------------------------------------
 
-    def _make_sure_it_is_free(self, number: int) -> None:
+    def _is_free(self, number: int) -> bool:
+        """Whether lease `number` may be followed; False: it changed hands meanwhile. Raises StateInUseError."""
         file = file_of(self.directory, number)
         try:
-            content = _content(file)
-        except FileNotFoundError:  # it was just taken over by another
-            return
+            content = _whole_content(file)
+        except FileNotFoundError:
+            return False
         said = _said(content)
         if said.get("released") or said.get("process") == _MINE and said.get("pid") == self._pid:
-            return  # given back; or ours: a notebook that makes its selector once more
+            return True  # given back; or ours: a notebook that makes its selector once more
         here = said.get("kernel") == self._kernel
-        age = (time.monotonic_ns() - said["counted_ns"]) / 1e9 if here and "counted_ns" in said else None
-        if age is None or age < 0:
-            age = 0.0  # another machine's clock says nothing
-        if not (here and _is_locked(file) is False):
-            alive = here and age < PATIENCE_S and exists(said.get("pid"))
-            if alive or self._moves(file, content, PATIENCE_S - age, said):
-                raise StateInUseError(
-                    f"{self.directory} is in use by {_words(said)}, last heard of {age:.0f} s ago. Stop that run, or give this "
-                    "one a directory of its own."
-                )
-        self.took_over = _words(said)
+        running = exists(said.get("pid")) if here and said.get("pids") == _pids() else None
+        if here and _is_locked(file) is False or running is False:
+            self.took_over = _words(said)
+            return True
+        age = silent_for(said) or 0.0  # the clock of another machine says nothing
+        if running and age < PATIENCE_S:
+            raise self._in_use(said, age)
+        now = self._moved(file, content, PATIENCE_S - age, said)
+        if now is None:
+            self.took_over = _words(said)
+            return True
+        if not now or _said(now).get("released"):
+            return False
+        raise self._in_use(_said(now), 0.0)
 
-    def _moves(self, file: Path, content: bytes, patience: float, said: dict[str, Any]) -> bool:
-        """Whether the writer counts while we look."""
+    def _in_use(self, said: dict[str, Any], age: float) -> StateInUseError:
+        return StateInUseError(
+            f"{self.directory} is in use by {_words(said)}, last heard of {age:.0f} s ago. Stop that run, or give this one a "
+            "directory of its own."
+        )
+
+    def _moved(self, file: Path, content: bytes, patience: float, said: dict[str, Any]) -> bytes | None:
+        """What the file says as soon as it says something else, nothing if it is gone; None: nobody counts there."""
         if patience > 1:
             text = f"edgewise: {self.directory} may still be in use by {_words(said)}; watching it for {patience:.0f} s."
             print(text, file=sys.stderr, flush=True)
         until = time.monotonic() + patience
         while time.monotonic() < until:
-            time.sleep(min(0.2, patience))
+            time.sleep(max(0.0, min(0.2, until - time.monotonic())))
             try:
                 now = _content(file)  # opened anew each time, as network file systems ask for
             except FileNotFoundError:
-                return True  # someone else took over: ask again
-            if _said(now).get("released"):
-                return False
+                return b""
             if now != content:
-                return True
-        return False
+                return now
+        return None
 
     # -- our own file --------------------------------------------------------------------------------------------------
 
@@ -204,6 +232,7 @@ class Lease:
     def _write(self) -> bytes:
         said = {
             "fence": self.fence, "host": socket.gethostname(), "pid": self._pid, "process": _MINE, "kernel": self._kernel,
+            "pids": _pids(),
             "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         }  # fmt: skip
         line = json.dumps(said).encode() + b"\n"
@@ -222,31 +251,82 @@ class _Heart:
     def __init__(self, file: int, at: int, pid: int) -> None:
         """file: open, written at byte `at` by process `pid` only, closed by `end`."""
         self._file, self._at, self._pid = file, at, pid
+        self._is = _identity(file)
         self._stop = threading.Event()
         self._writing = threading.Lock()  # or the count could land in another file, opened under the number of a closed one
+        self._thread, self._ended_by_itself = 0, False
+        _hearts.add(self)
 
     def beat(self) -> None:
         """Until `end`. A count that cannot be written changes nothing here: others will draw their conclusions."""
+        self._thread = threading.get_ident()
         beats = 0
         while not self._stop.wait(BEAT_S):
             beats += 1
             with self._writing:
                 if not self._stop.is_set():
-                    _try_to_write(self._file, _count(beats), self._at)
+                    self._write(_count(beats))
+        if self._ended_by_itself:
+            self._finish()
 
     def end(self) -> None:
         """Say that the lease was given back: at `release`, when its owner is garbage, or when the interpreter exits."""
         if os.getpid() != self._pid:
             return
         self._stop.set()
+        if threading.get_ident() == self._thread:  # garbage that was collected by this thread, perhaps in the midst of a count
+            self._ended_by_itself = True
+            return
         with self._writing:
-            _try_to_write(self._file, b"released".ljust(len(_count(0)) - 1) + b"\n", self._at)
+            self._finish()
+
+    def forked(self) -> None:
+        """In a child: let go of the file, or the lock would live as long as the child."""
+        if not self._stop.is_set():
+            self._stop.set()
+            with contextlib.suppress(OSError):
+                os.close(self._file)
+
+    def _finish(self) -> None:
+        self._write(b"released".ljust(len(_count(0)) - 1) + b"\n")
+        if self._is_ours():
             os.close(self._file)
 
+    def _write(self, data: bytes) -> None:
+        with contextlib.suppress(OSError):
+            if self._is_ours():
+                os.pwrite(self._file, data, self._at)
 
-def _try_to_write(file: int, data: bytes, at: int) -> None:
-    with contextlib.suppress(OSError):
-        os.pwrite(file, data, at)
+    def _is_ours(self) -> bool:
+        """Whether the descriptor is still that of the lease: daemons close all, and open others under the same numbers."""
+        return _identity(self._file) == self._is
+
+
+_hearts: weakref.WeakSet[_Heart] = weakref.WeakSet()
+
+
+def _let_go_in_a_child() -> None:
+    for heart in list(_hearts):
+        heart.forked()
+
+
+os.register_at_fork(after_in_child=_let_go_in_a_child)
+
+
+def _identity(file: int) -> tuple[int, int]:
+    try:
+        found = os.fstat(file)
+    except OSError:
+        return (0, 0)
+    return found.st_dev, found.st_ino
+
+
+def _whole_content(file: Path) -> bytes:
+    """What a lease file says, once it says anything: whoever makes it writes at once. Raises OSError."""
+    until = time.monotonic() + 1
+    while b"\n" not in (content := _content(file)) and time.monotonic() < until:
+        time.sleep(0.01)
+    return content
 
 
 def _content(file: Path) -> bytes:
@@ -281,6 +361,8 @@ def exists(pid: Any) -> bool:
     """Whether a process of this number runs, as far as this one may know (not across containers)."""
     try:
         os.kill(int(pid), 0)
+        with contextlib.suppress(OSError):  # no /proc: then a process that ended and was not waited for counts as running
+            return Path(f"/proc/{int(pid)}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except PermissionError:
         return True
     except (OSError, TypeError, ValueError, OverflowError):
@@ -295,7 +377,7 @@ def _is_locked(file: Path) -> bool | None:
     except OSError:
         return None
     try:
-        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(opened, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two who try do not take each other for the owner
         return False
     except BlockingIOError:
         return True

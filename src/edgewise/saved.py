@@ -264,7 +264,7 @@ def continue_from(selector: Selector, directory: RunDirectory, resume: str | int
         _continue_from(selector, directory, resume)
     except OSError as error:
         raise ConfigError(
-            f"Selector(directory={str(selector.directory)!r}) cannot be used: {error}. What was there is still there; try again "
+            f"Selector(directory={str(selector.directory)!r}) cannot be used: {error}. What was there stays; try again "
             "when the disk works, or name another folder."
         ) from error
 

@@ -34,10 +34,10 @@ def _permutation(size: int, seed: int, epoch: int) -> Ints:
 
 
 def read_only(array: Array) -> Array:
-    """A view that raises on write: what is saved at every commit, and written only once, need not be compared each time."""
-    view = array.view()
-    view.flags.writeable = False
-    return view
+    """The array, or a copy of a view, that raises on write: it is saved at every commit and need not be compared each time."""
+    owned = array if array.base is None else array.copy()  # of a view the owner could still be written to
+    owned.flags.writeable = False
+    return owned
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,291 @@
+"""What the directory of a run holds, read without a lock, beside a writer that goes on, and without changing anything.
+
+The files are those that `directory.py` describes. Every state has an identity of 16 bytes; a record of a journal leads from one
+to the next. So the files form a tree, and any snapshot that can be read leads, with the records behind it, to the newest state.
+
+Files are named `<fence>-<commit>`, and the first file of each writer says by its name where that writer went on. What a writer
+before it committed later than that is left behind, and never read again: the branch that a run gave up when it was rewound, and
+whatever a writer that had been frozen still appends when it wakes up. Names are enough for that; the files may be damaged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from edgewise import journal, state
+from edgewise.deltas import applied
+from edgewise.errors import StateError, StateVersionError
+from edgewise.migrations import migrated
+from edgewise.types import Array
+
+_NAME = re.compile(r"selector-(?:(\d{6,9})-)?(\d{9,12})\.(safetensors|journal)\Z")
+"""Format 1 had no fence: `selector-<step>.safetensors`."""
+
+_UNKNOWN = 1 << 62
+"""Step of a snapshot whose header cannot be read."""
+
+_TRIES = 200
+"""Times that files are listed anew because one was compacted away between listing and reading."""
+
+_T = TypeVar("_T")
+
+
+class Found(NamedTuple):
+    """A file of a directory."""
+
+    fence: int
+    commit: int
+    path: Path
+
+
+class Node(NamedTuple):
+    """A state that a record or a snapshot says there was. Ordered: the newest is the largest."""
+
+    fence: int
+    commit: int
+    step: int
+    id: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A state read back.
+
+    node: which one.  snapshots: those on the way to it that can be read, newest first.  exact: whether it was of the present
+    format, so that records can be put behind it.  records, record_bytes: how much had to be replayed behind the newest of them.
+    """
+
+    node: Node
+    header: dict[str, Any]
+    arrays: dict[str, Array]
+    snapshots: tuple[Found, ...]
+    exact: bool
+    records: int
+    record_bytes: int
+
+
+class _Vanished(Exception):
+    """A file that was listed is not there any longer: the writer compacted it away."""
+
+
+@dataclass
+class History:
+    """What a directory holds. Made by `of`; whatever vanishes while it is read is looked for anew.
+
+    journals: each with its scan.  broken: what could not be read, in words, newest first.
+    """
+
+    directory: Path
+    most: int
+    snapshots: list[Found] = field(default_factory=list)
+    journals: list[tuple[Found, journal.Scan]] = field(default_factory=list)
+    broken: list[str] = field(default_factory=list)
+    _heads: dict[Path, Node] = field(default_factory=dict)
+    _sound: dict[Path, bool] = field(default_factory=dict)
+    _loaded: dict[Path, tuple[dict[str, Any], dict[str, Array]]] = field(default_factory=dict)  # the last one read, at most
+
+    @classmethod
+    def of(cls, directory: Path, most: int = state.MOST_BYTES) -> History:
+        """most: bytes that a snapshot may have, and half of what a journal may.
+
+        Raises OSError if it cannot be listed; here and in all that reads, StateError if files vanish as fast as they are read.
+        """
+        history = cls(directory, most)
+        history._steadily(history._look)
+        return history
+
+    def nodes(self) -> list[Node]:
+        """All states that are mentioned and not left behind, newest first, each once."""
+        found = {head.id: head for head in self._heads.values()}
+        found |= {r.digest: Node(r.fence, r.commit, r.step, r.digest) for _, scan in self.journals for r in scan.records}
+        kept, bounds, bound = [], self._begun(), _UNKNOWN
+        for node in sorted(found.values(), reverse=True):
+            while bounds and bounds[-1][0] > node.fence:
+                bound = min(bound, bounds.pop()[1])
+            if node.commit <= bound:
+                kept.append(node)
+        return kept
+
+    def newest(self) -> Recovered | None:
+        """The newest state that can be reached; None if there is none. What stood in the way is in `broken`.
+
+        Raises StateVersionError if it is of a newer format: that one is sound, and not to be passed over.
+        """
+        return self._steadily(lambda: self._first(self.nodes()))
+
+    def at_step(self, step: int) -> Recovered | None:
+        """The last state that was committed as `step`; None if it cannot be reached."""
+        return self._steadily(lambda: self._first([node for node in self.nodes() if node.step == step]))
+
+    def steps(self) -> list[int]:
+        """Steps whose state can be reached, ascending."""
+        return self._steadily(lambda: sorted({node.step for node in self.nodes() if self._way(node) is not None}))
+
+    def reached(self, node: Node) -> Recovered | None:
+        """The state of `node`: the nearest snapshot before it that can be read, and the records from there."""
+        return self._steadily(lambda: self._reached(node))
+
+    def replayed(self, node: Node, snapshots: int) -> Recovered | None:
+        """The same with at most so many `snapshots`: older ones are not even read."""
+        return self._steadily(lambda: self._reached(node, snapshots))
+
+    def node_of(self, snapshot: Found) -> Node:
+        """Which state a snapshot says it is."""
+        return self._heads[snapshot.path]
+
+    def readable(self, snapshot: Found) -> bool:
+        """Whether a snapshot is whole and sound."""
+        return self._is_sound(snapshot)
+
+    def without(self, snapshot: Found) -> History:
+        """The same as if that snapshot were not there."""
+        rest = [other for other in self.snapshots if other != snapshot]
+        return replace(self, snapshots=rest)
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def _steadily(self, read: Callable[[], _T]) -> _T:
+        """What `read` gives once nothing vanished meanwhile."""
+        for _ in range(_TRIES):
+            try:
+                return read()
+            except _Vanished:
+                try:
+                    self._look()
+                except _Vanished:
+                    continue
+        raise StateError(f"{self.directory}: files vanished {_TRIES} times while they were read. Try again.")
+
+    def _look(self) -> None:
+        self.snapshots, self.journals, self.broken = files(self.directory, "safetensors"), [], []
+        self._sound, self._loaded = {}, {}
+        for found in files(self.directory, "journal"):
+            try:
+                scan = journal.scan(found.path, 2 * self.most)
+            except StateError as error:
+                self.broken.append(_unless_vanished(found.path, error))
+                scan = journal.Scan(b"", (), 0, 0, False)
+            self.journals.append((found, scan))
+            if scan.bad and not scan.torn:
+                self.broken.append(
+                    f"{found.path} is damaged at byte {scan.good:,}: the {scan.bad:,} bytes from there on cannot be used."
+                )
+        self._heads = {found.path: _peek(found) for found in self.snapshots}
+
+    def _begun(self) -> list[tuple[int, int]]:
+        """(fence, the commit behind which that writer went on) of each writer, ascending."""
+        begun: dict[int, int] = {}
+        journals = (found for found, _ in self.journals)
+        for fence, commit in (*((f.fence, f.commit - 1) for f in self.snapshots), *((f.fence, f.commit) for f in journals)):
+            begun[fence] = min(commit, begun.get(fence, commit))
+        return sorted(begun.items())
+
+    def _first(self, nodes: list[Node]) -> Recovered | None:
+        return next((found for node in nodes if (found := self._reached(node)) is not None), None)
+
+    def _reached(self, node: Node, snapshots: int | None = None) -> Recovered | None:
+        way = self._way(node)
+        if way is None:
+            return None
+        snapshot, records = way
+        header, arrays = self._content(snapshot)
+        for data, record, path in records:
+            try:
+                change, parts = state.decode(data[record.payload], f"{path}, byte {record.at:,}", as_is=True)
+                header, arrays = applied(header, arrays, change, parts)
+            except StateVersionError:
+                raise
+            except (StateError, KeyError, ValueError, TypeError, IndexError, AttributeError, MemoryError) as error:
+                message = f"{path}: the record at byte {record.at:,} cannot be applied: {repr(error)[:300]}."
+                self.broken += [message] if message not in self.broken else []
+                return None
+        exact = header["format"] == state.FORMAT
+        if not exact:
+            header, arrays = migrated(header, arrays, str(snapshot.path))
+        size = sum(journal.FRAME + record.payload.stop - record.payload.start for _, record, _ in records)
+        lineage = tuple(itertools.islice(self._lineage(node.id), snapshots))
+        self._loaded.clear()
+        return Recovered(node, header, arrays, lineage, exact, len(records), size)
+
+    def _way(self, node: Node) -> tuple[Found, list[tuple[bytes, journal.Record, Path]]] | None:
+        """A snapshot that can be read and the records from it to `node`; None if there is no such way."""
+        records = {r.digest: (scan.data, r, found.path) for found, scan in self.journals for r in scan.records}
+        by_id = {self._heads[found.path].id: found for found in self.snapshots}
+        at = node.id
+        steps: list[tuple[bytes, journal.Record, Path]] = []
+        while True:
+            if at in by_id and self._is_sound(by_id[at]):
+                return by_id[at], steps[::-1]
+            if at not in records:
+                return None
+            steps.append(records.pop(at))
+            at = steps[-1][1].prev
+
+    def _lineage(self, at: bytes) -> Iterator[Found]:
+        """Snapshots on the way back from a state, newest first, that can be read."""
+        before = {r.digest: r.prev for _, scan in self.journals for r in scan.records}
+        by_id = {self._heads[found.path].id: found for found in self.snapshots}
+        while True:
+            if at in by_id and self._is_sound(by_id[at]):
+                yield by_id[at]
+            if at not in before:
+                return
+            at = before.pop(at)
+
+    def _is_sound(self, found: Found) -> bool:
+        if found.path not in self._sound:
+            self._sound[found.path] = self._load(found)
+        return self._sound[found.path]
+
+    def _load(self, found: Found) -> bool:
+        """Read a snapshot and keep it for `_content`. One at a time: they may be as large as the memory allows."""
+        self._loaded.clear()
+        try:
+            self._loaded[found.path] = state.decode(state.read(found.path, self.most), str(found.path), as_is=True)
+        except StateVersionError:
+            raise
+        except StateError as error:
+            self.broken.append(_unless_vanished(found.path, error))
+            return False
+        return True
+
+    def _content(self, found: Found) -> tuple[dict[str, Any], dict[str, Array]]:
+        """Header and arrays of a sound snapshot, to be changed by the caller."""
+        if found.path not in self._loaded and not self._load(found):
+            raise _Vanished  # damaged or deleted since it was found sound: look anew
+        return self._loaded.pop(found.path)
+
+
+def files(directory: Path, kind: str) -> list[Found]:
+    """Snapshots ("safetensors") or journals ("journal") by name, oldest first. Raises OSError."""
+    found = []
+    for name in os.listdir(directory):
+        match = _NAME.match(name)
+        if match is not None and match[3] == kind:
+            found.append(Found(int(match[1] or 0), int(match[2]), directory / name))
+    return sorted(found)
+
+
+def _peek(found: Found) -> Node:
+    """Which state a snapshot says it is, unchecked: `_load` checks."""
+    try:
+        header = state.header_of(found.path)
+    except StateError as error:
+        _unless_vanished(found.path, error)
+        header = {}  # `_load` will say so
+    given, step = header.get("state"), header.get("step")
+    own = bytes.fromhex(given) if isinstance(given, str) and re.fullmatch("[0-9a-f]{32}", given) else None
+    return Node(found.fence, found.commit, step if type(step) is int else _UNKNOWN, own or str(found.path).encode())
+
+
+def _unless_vanished(path: Path, error: StateError) -> str:
+    """What `error` says; raises _Vanished instead if the file is not there any longer."""
+    if not os.path.lexists(path):
+        raise _Vanished from None
+    return str(error)
