@@ -19,9 +19,10 @@ from tests.hosts.test_trl_methods import LISTED
 
 FAMILIES = ["dapo", "gps", "gps-ppm", "hive", "mopps", "prompt-replay", "sec", "speed"]
 """A gate, a shared linear model, a model in torch, staged screening, a belief per prompt, a memory, a bandit, held groups."""
-METHODS = FAMILIES if ledger.cases(0, chaos=1) == 0 else LISTED
+CHAOS = ledger.cases(0, chaos=1) == 1
+METHODS = LISTED if CHAOS else FAMILIES
 PARAMETERS: dict[str, dict[str, Any]] = {"speed": {"pilot": 2}}
-STEPS = 4
+STEPS = ledger.cases(3, chaos=4)
 SAME = ("weights", "beliefs", "waiting", "step", "global_step", "visits")
 
 
@@ -71,8 +72,7 @@ def test_killed_in_every_step_and_in_every_checkpoint(lives: Lives, tmp_path: Pa
     luck = random.Random(method)
     kills = {"generate": 0, "save": 0}
     for step in range(1, STEPS + 1):
-        scopes = ["generate", "save"] * ledger.cases(1, chaos=2)
-        for scope in scopes if ledger.cases(0, chaos=1) else scopes[step % 2 :: 2]:
+        for scope in ["generate", "save"] * 2 if CHAOS else ["generate", "save"][step % 2 :][:1]:
             if reached(tmp_path / "killed" / "run") >= step:  # the last kill came after the checkpoint was complete
                 continue
             end = lives.run(replace(life, kill=(scope, step, luck.random())))
@@ -81,9 +81,8 @@ def test_killed_in_every_step_and_in_every_checkpoint(lives: Lives, tmp_path: Pa
     end = lives.run(replace(life, name="end"))
     assert end.code == 0, end.said
     require_same(tmp_path, "end")
-    ledger.note(1, tried=max(1, sum(kills.values())), held=max(1, sum(kills.values())))
-    assert kills["generate"] >= STEPS // 2
-    assert kills["save"] >= STEPS // 2
+    assert min(kills.values()) >= 1
+    ledger.note(1, tried=sum(kills.values()), held=sum(kills.values()))
 
 
 def test_killed_before_each_file_operation_of_a_checkpoint(lives: Lives, tmp_path: Path) -> None:
@@ -97,7 +96,7 @@ def test_killed_before_each_file_operation_of_a_checkpoint(lives: Lives, tmp_pat
     life = replace(life, calls=calls)
     shutil.copytree(tmp_path / "whole" / "run" / "checkpoint-2", tmp_path / "start" / "run" / "checkpoint-2")
     files = calls["file-3"]
-    tried = sorted(random.Random(3).sample(range(files), ledger.cases(7, chaos=files)))
+    tried = sorted(random.Random(3).sample(range(files), ledger.cases(4, chaos=files)))
     refusals: dict[str, int] = {}
     for n in tried:
         shutil.rmtree(tmp_path / "killed", ignore_errors=True)
@@ -131,13 +130,13 @@ def test_killed_before_each_file_operation_of_a_checkpoint(lives: Lives, tmp_pat
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: signal.Signals(number).name)
 def test_killed_at_any_moment(lives: Lives, tmp_path: Path, number: int) -> None:
     """By a clock, in the state a scheduler finds it: nothing is installed for SIGTERM, the last checkpoint stands."""
-    life = Life(str(tmp_path), "hive", steps=6)
+    life = Life(str(tmp_path), "hive", steps=ledger.cases(4, chaos=6))
     began = time.monotonic()
     uninterrupted(lives, life)
     lasted = time.monotonic() - began
     life = replace(life, folder=str(tmp_path / "killed"), resume="complete")
     luck, kills, rounds = random.Random(number), 0, 0
-    wanted = ledger.cases(5, chaos=60)
+    wanted = ledger.cases(3, chaos=60)
     while kills < wanted:
         pid = lives.start(replace(life, name="end"))
         time.sleep(luck.random() * lasted)
@@ -177,8 +176,8 @@ def test_resumed_from_an_older_step_and_twice(lives: Lives, tmp_path: Path) -> N
 @pytest.mark.parametrize("method", ["uniform", "dapo"])
 def test_the_epoch_after_the_border_runs_in_full(lives: Lives, tmp_path: Path, method: str) -> None:
     """Two short epochs, killed in each step: every prompt is offered once in each."""
-    size = 16
-    steps = {"uniform": 8, "dapo": 3}[method]  # dapo tops up: it passes through the pool faster
+    size = ledger.cases(8, chaos=16)
+    steps = {"uniform": size // 2, "dapo": 3}[method]  # dapo tops up: it passes through the pool faster
     life = Life(str(tmp_path), method, steps=steps, prompts=size, pays="prompt")
     life = replace(life, folder=str(tmp_path), calls=calls_of(uninterrupted(lives, life)))
     life = replace(life, folder=str(tmp_path / "killed"), resume="complete")
@@ -229,11 +228,12 @@ def test_two_processes_killed_and_resumed(lives: Lives, tmp_path: Path) -> None:
     life = Life(str(tmp_path), "speed", steps=STEPS, parameters={"pilot": 2}, given=HALF)
     ends = together(lives, replace(life, name="whole", folder=str(tmp_path / "whole")))
     assert [end.code for end in ends] == [0, 0], ends[0].said + ends[1].said
-    calls = calls_of(result(tmp_path / "whole", "whole"))
+    of_each = [calls_of(result(tmp_path / "whole", "whole", rank)) for rank in range(2)]
+    calls = {key: min(calls[key] for calls in of_each) for key in of_each[0]}
     life = replace(life, folder=str(tmp_path / "killed"), calls=calls)
-    cases = [(who, scope) for who in ((0, 1), (0,), (1,)) for scope in ("generate", "save")]
+    cases = [(who, scope) for who in ((0, 1), (1,), (0,)) for scope in ("generate", "save")]
     held = 0
-    cases = cases if ledger.cases(0, chaos=1) else [cases[0], cases[3], cases[4]]
+    cases = cases if CHAOS else [cases[0], cases[3]]
     for who, scope in cases:
         shutil.rmtree(tmp_path / "killed", ignore_errors=True)
         pids = dict(pairs(lives, life, kills={rank: (scope, 3, 0.4) for rank in who}))
