@@ -75,7 +75,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--mount", action="store_true", help="fill a small tmpfs, too (mounts and unmounts one; root)")
     parser.add_argument("--folder", type=Path, help="a folder on the disk to measure; default: a temporary one")
-    parser.add_argument("--out", type=Path, help="write JSON here; parts that are in it already and not asked for stay")
+    parser.add_argument("--out", type=Path, help="write JSON here; what is in it already and was not asked for stays")
     args = parser.parse_args(words)
     kinds = [kind for kind in stores() if not args.stores or kind.name in args.stores.split(",")]
     parts: Rows = json.loads(args.out.read_text())["parts"] if args.out is not None and args.out.is_file() else {}
@@ -89,8 +89,12 @@ def main(words: list[str] | None = None) -> None:
             rows = _PARTS[part](kinds, root / part, args)
             print(f"\n{part}\n{tables.shown(part, rows)}", flush=True)
             about = {"command": _command(part, args), "seconds": round(time.monotonic() - started), **machine(kinds)}
-            text = json.dumps({**about, "rows": rows}).replace(str(root), "RUN").replace(socket.gethostname(), "HOST")
-            parts[part] = json.loads(text)
+            text = json.dumps({"runs": [about], "rows": rows}).replace(str(root), "RUN").replace(socket.gethostname(), "HOST")
+            new = json.loads(text)
+            if args.stores and part != "a" and part in parts:  # one run compares times, the others may be done in pieces
+                kept = {name: row for name, row in parts[part]["rows"].items() if name not in new["rows"]}
+                new = {"runs": [*parts[part]["runs"], *new["runs"]], "rows": new["rows"] | kept}
+            parts[part] = new
             if args.out is not None:
                 args.out.write_text(json.dumps({"parts": dict(sorted(parts.items()))}, indent=1) + "\n")
 

@@ -17,6 +17,8 @@ from benchmarks.store_faults.sqlite import Sqlite, SqliteDeleteGuarded, SqliteGu
 from benchmarks.store_faults.store import Recovered, Store, Verdict, judge, payload
 from benchmarks.store_faults.tables import summed
 
+from edgewise import directory, history
+
 SIZE = 1024
 
 
@@ -88,6 +90,31 @@ def test_a_fork_and_a_second_writer_are_told_from_the_first(tmp_path: Path) -> N
     assert theirs["child_wrote"] > 0
     assert writers.two_writers(SqliteGuarded, tmp_path / "two", SIZE, 0)["stopped_one_wakes"] == "its write is refused"
     assert writers.two_writers(Sqlite, tmp_path / "plain", SIZE, 0)["stopped_one_wakes"] == "its write is taken"
+
+
+def test_a_viewer_whose_second_look_is_interrupted_looks_a_third_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by the busy viewer of part g with a compaction every 8 commits: 3 of 833 looks ended in a KeyError."""
+    store = Directory(tmp_path)
+    for k in range(1, 4):
+        store.commit(k, content(k))
+    seen = history.History.of(tmp_path)
+    monkeypatch.setattr(directory, "RECORDS", 1)
+    for k in range(4, 10):
+        store.commit(k, content(k))  # what was seen is gone
+    store.close()
+    peeked, peek = [], history._peek
+
+    def interrupted(found: history.Found) -> history.Node:
+        peeked.append(found)
+        if len(peeked) == 1:
+            raise history._Vanished
+        return peek(found)
+
+    monkeypatch.setattr(history, "_peek", interrupted)
+    newest = seen.newest()
+    assert newest is not None
+    assert newest.node.step == 9
+    assert len(peeked) > 2
 
 
 def test_a_store_that_crashes_or_raises_is_one_case() -> None:

@@ -152,14 +152,15 @@ class History:
 
     def _steadily(self, read: Callable[[], _T]) -> _T:
         """What `read` gives once nothing vanished meanwhile."""
+        stale = False
         for _ in range(_TRIES):
             try:
+                if stale:
+                    self._look()
+                stale = False
                 return read()
             except _Vanished:
-                try:
-                    self._look()
-                except _Vanished:
-                    continue
+                stale = True  # never read from a look that was interrupted: it holds half of what is there
         raise StateError(f"{self.directory}: files vanished {_TRIES} times while they were read. Try again.")
 
     def _look(self) -> None:
