@@ -285,7 +285,11 @@ def built_state(name: str, size: int) -> MethodState:
     return method.state()
 
 
-FOLLOWS_THE_STREAM = ("uniform", "dapo", "greso", "hive", "mopps", "lze", "pilot-commit", "knapsack", "speed", "odf", "depo")
+FOLLOWS_THE_STREAM = (
+    "hive", "hive-eq", "greso", "dapo", "uniform", "mopps", "mopps-math", "mopps-mean", "adarft", "dps", "dps-math", "prepo",
+    "odf", "lilo", "speed", "pilot-commit", "reinforce-ada", "hora", "lze", "depo", "pcl", "knapsack", "vip",
+)  # fmt: skip
+"""The others draw from the whole pool, row by row: in another order of rows they draw others, with the same chances."""
 
 
 @pytest.mark.parametrize("name", FOLLOWS_THE_STREAM)
@@ -299,8 +303,8 @@ def test_a_data_set_in_another_order_gives_the_same_prompts(name: str, tmp_path:
     after = selector_of(built(name), moved, Size(batch_size=5))
     assert len(restored(after, tmp_path / "state")) == 1
 
-    def asked(selector: edgewise.Selector, world: World) -> list[list[list[str]]]:
-        return [[[selector.pool.ids[row] for row, _ in one] for one in step] for step in steps(selector, world, 12)]
+    def asked(selector: edgewise.Selector, world: World) -> list[list[list[tuple[str, int]]]]:
+        return [[[(selector.pool.ids[row], n) for row, n in one] for one in step] for step in steps(selector, world, 12)]
 
     assert asked(after, moved) == asked(before, world)
     ledger.note(50, tried=1, held=1)
@@ -486,7 +490,7 @@ def test_groups_that_wait_go_on_under_another_row_and_another_group_size_gives_t
     moved = world_of(BASE, now)
     after = selector_of(Halves(), moved, size)
     said = restored(after, tmp_path / "state")
-    assert said[0].endswith("1 removed (parked), 58 moved; given up: 1 groups that waited.")
+    assert said[0].endswith("1 removed (parked), 58 moved; given up: 1 group that waited.")
     assert list(after.waiting) == [second, *others]
     begun = after._waiting[second]
     assert after.pool.ids[begun.first.row] == before._waiting[second].first.prompt_id
@@ -754,3 +758,193 @@ def test_fewer_prompts_than_the_batch_after_an_edit_are_a_smaller_batch(tmp_path
     ledger.note(43, tried=len(EVERY), held=held)
     with pytest.raises(edgewise.EdgewiseError, match="the pool must hold at least one batch"):
         selector_of(built("dapo"), few, Size(batch_size=14))
+
+
+# -- what methods share ----------------------------------------------------------------------------------------------------
+
+
+def taken_over(name: str, prompts: list[Prompt], now: list[Prompt], tmp_path: Path, n: int = 8, **parameters: Any) -> Any:
+    """(method before, method after, world after): `n` steps of a method, then the edit."""
+    world, after = world_of(BASE, prompts), world_of(BASE, now)
+    one = selector_of(built(name, **parameters), world, Size(batch_size=5))
+    steps(one, world, n)
+    one.save(tmp_path / "state")
+    other = selector_of(built(name, **parameters), after, Size(batch_size=5))
+    restored(other, tmp_path / "state")
+    return one, other, after
+
+
+def test_categories_that_are_left_keep_what_was_learned_of_them(tmp_path: Path) -> None:
+    """Of four categories (the content modulo 4) one leaves the data set; a year later, it is there again."""
+    for name, array in (("sec", "arm_q"), ("dump", "arm_counts")):
+        left = [p for p in FIRST[::-1] if p.content % 4 != 1]
+        before, after, world = taken_over(name, FIRST, left, tmp_path)
+        learned = dict(zip(before.method.state().shared["labels"].tolist(), before.method.state().shared[array], strict=True))
+        heard = before.method.state().shared["heard"]
+        assert len(learned) == 4
+        steps(after, world, 1)  # what was heard before is credited first: of the category that is gone, nothing
+        now = after.method.state().shared
+        assert now["labels"].tolist() == [0, 2, 3]
+        if name == "dump":  # counts of rollouts: those of before and those heard since
+            assert all(count >= learned[label] for label, count in zip([0, 2, 3], now[array], strict=True))
+            assert now[array].sum() <= sum(learned[label] for label in (0, 2, 3)) + len(heard)
+        after.save(tmp_path / "left")
+        again = selector_of(built(name), world_of(BASE, FIRST), Size(batch_size=5))
+        restored(again, tmp_path / "left")
+        steps(again, world_of(BASE, FIRST), 3)
+        assert again.method.state().shared["labels"].tolist() == [0, 1, 2, 3]
+
+
+def test_sec_keeps_its_values_by_label() -> None:
+    one, other = make("sec"), make("sec")
+    for method, size in ((one, 8), (other, 9)):
+        method.start(Setting(pool_size=size, batch_size=2, group_size=2))
+    one._labels, one._cursors = np.array([0, 3, 7]), np.array([5, 1, 2])
+    one.begin(3)
+    one._q = np.array([0.1, 0.2, 0.3])
+    one._heard_rows, one._heard = np.array([0, 5, 5, 7]), np.array([0.5, 1.0, 1.5, 2.0])
+    rows = np.array([7, -1, 5, 1, 2, 3, 4, 6, -1])
+    other.restore(other.adapt(one.state(), rows))
+    assert other._heard_rows.tolist() == [2, 2, 0]
+    assert other._heard.tolist() == [1.0, 1.5, 2.0]
+    other._carry_over(np.array([3, 5, 7]))
+    assert other._q.tolist() == [0.2, 0.0, 0.3]
+    assert other._cursors.tolist() == [0, 0, 0]
+
+
+def test_gain_rl_keeps_its_order_and_ranks_anew_where_prompts_came(tmp_path: Path) -> None:
+    keep = [p for p in FIRST[::-1] if p.content % 3]
+    before, after, _ = taken_over("gain-rl", FIRST, keep, tmp_path, loop=5)
+    then, now = before.method.state().shared, after.method.state().shared
+    by_rank = [FIRST[i].name for i in np.argsort(then["rank"])]
+    assert [keep[i].name for i in np.argsort(now["rank"])] == [name for name in by_rank if name in {p.name for p in keep}]
+    assert sorted(now["rank"].tolist()) == list(range(40))
+    ahead = sum(then["rank"][i] < then["centre"][0] for i in range(60) if FIRST[i] in keep)
+    assert now["centre"][0] == pytest.approx(min(ahead, 39))
+    more = [*FIRST, *(Prompt(f"n-{i}", 100 + i) for i in range(30))]
+    _, after, world = taken_over("gain-rl", FIRST, more, tmp_path, loop=5)
+    assert len(after.method.state().shared["rank"]) == 0
+    steps(after, world, 1)
+    assert sorted(after.method.state().shared["rank"].tolist()) == list(range(90))
+
+
+def test_a_memory_of_prompts_follows_them(tmp_path: Path) -> None:
+    now = [p for p in FIRST[::-1] if p.content % 5] + [Prompt(f"n-{i}", 100 + i) for i in range(4)]
+    for name in ("prompt-replay", "vcrl"):
+        before, after, _ = taken_over(name, FIRST, now, tmp_path)
+        columns = [key for key in before.method.state().shared if key.startswith("memory_") and key != "memory_rows"]
+
+        def held(selector: edgewise.Selector, columns: list[str] = columns) -> dict[str, list[float]]:
+            shared = selector.method.state().shared
+            rows = shared["memory_rows"].tolist()
+            assert rows == sorted(rows)
+            return {selector.pool.ids[row]: [float(shared[key][i]) for key in columns] for i, row in enumerate(rows)}
+
+        then = held(before)
+        assert len(then) >= 5
+        assert held(after) == {name: values for name, values in then.items() if name in {p.name for p in now}}
+
+
+def test_a_gaussian_process_forgets_what_prompts_that_left_had_taught(tmp_path: Path) -> None:
+    """With all prompts still there the predictions are the same, to the bit."""
+    before, after, world = taken_over("vip", FIRST, FIRST[::-1], tmp_path)
+    rows = np.arange(60)
+
+    def latent(selector: edgewise.Selector, world: World) -> Any:
+        view = selector._streaming.view
+        view.aim(99, 99, world.signals)
+        return selector.method._parts.belief._posterior(rows, view)[0]
+
+    np.testing.assert_array_equal(latent(after, world)[::-1], latent(before, world_of(BASE, FIRST)))
+    few = FIRST[20:]
+    before, after, world = taken_over("vip", FIRST, few, tmp_path, memory=17)
+    then, now = (s.method._parts.belief._shared() for s in (before, after))
+    kept = (then["numbers"] > 0) & (then["rows"] >= 20)
+    assert now["rows"][kept].tolist() == (then["rows"][kept] - 20).tolist()
+    assert now["weights"][kept].tolist() == then["weights"][kept].tolist()
+    assert not now["numbers"][~kept].any()
+    assert not now["weights"][~kept].any()
+
+
+def test_ads_begins_its_schedule_again(tmp_path: Path) -> None:
+    before, after, world = taken_over("ads", FIRST, FIRST[5:], tmp_path, clusters=4)
+    assert len(before.method.state().shared["sizes"]) == 4
+    assert len(after.method.state().shared["sizes"]) == 0
+    steps(after, world, 2)  # strict: nothing is wrong with embeddings of an edited data set
+    assert after.method.state().shared["sizes"].sum() == 55
+
+
+def test_embeddings_of_an_edited_data_set_are_known_again_afterwards(tmp_path: Path) -> None:
+    """gps: the scale stays that of the first pool; a later resume compares with the vectors of the edited one."""
+    now = FIRST[25:] + [Prompt(f"n-{i}", 100 + i) for i in range(40)]
+    before, after, world = taken_over("gps", FIRST, now, tmp_path)
+    np.testing.assert_array_equal(before.method.state().shared["belief_scale"], after.method.state().shared["belief_scale"])
+    steps(after, world, 2)
+    after.save(tmp_path / "later")
+    again = selector_of(built("gps"), world, Size(batch_size=5))
+    restored(again, tmp_path / "later")
+    assert steps(again, world, 2) == steps(after, world, 2)
+    strange = world_of(World(200, seed=77), now)
+    strange.pool = world.pool
+    wrong = selector_of(built("gps"), strange, Size(batch_size=5))
+    restored(wrong, tmp_path / "later")
+    with pytest.raises(edgewise.EdgewiseError, match="these are not the embeddings of the saved state"):
+        steps(wrong, strange, 1)
+
+
+# -- states that no selector writes ----------------------------------------------------------------------------------------
+
+
+def test_a_state_that_is_wrong_anywhere_is_refused_whole_or_taken_up_whole(tmp_path: Path) -> None:
+    """An edited and re-edited state with parked prompts, tickets in flight, groups that wait; one thing in it is wrong."""
+    world, size = world_of(BASE, FIRST), Size(batch_size=4, group_size=8)
+    one = selector_of(Halves(), world, size)
+    one.report(world.rollout(one.take(6, policy_version=0)))
+    one.take(9, policy_version=1)
+    one.save(tmp_path / "state")
+    second = FIRST[3:] + [Prompt(f"n-{i}", 100 + i) for i in range(5)]
+    one = selector_of(Halves(), world_of(BASE, second), size)
+    restored(one, tmp_path / "state")
+    one.take(4, policy_version=2)
+    one.save(tmp_path / "state")
+    header, arrays = state.load(tmp_path / "state")
+    header = {k: v for k, v in header.items() if k not in ("format", "sha256")}
+    assert {"parked/ids", "parked/slots", "selector/stream_slots", "pool/ids"} <= arrays.keys()
+    last = world_of(BASE, [*FIRST[:1], *second[4:]][::-1])
+    rng = np.random.default_rng(ledger.seed())
+
+    def harmed(array: Any, how: int) -> Any:
+        if how == 0:
+            return None
+        if how == 1:
+            return array[:-1] if array.ndim and len(array) else np.zeros((3, 3))
+        if how == 2:
+            return array.astype(np.float32)
+        if how == 3:
+            return np.concatenate([array, array]) if array.ndim else array.reshape(1)
+        wild = np.array(array)
+        if wild.size and wild.dtype.kind in "iu":
+            wild.reshape(-1)[rng.integers(wild.size)] = rng.choice(
+                [0, 1, 7, 10**6, np.iinfo(wild.dtype).max, np.iinfo(wild.dtype).min]
+            )
+        return wild
+
+    tried = held = 0
+    for name in sorted(arrays):
+        for how in range(4 + ledger.cases(3, chaos=60)):
+            wrong = harmed(arrays[name], how)
+            changed = {k: v for k, v in arrays.items() if k != name} | ({} if wrong is None else {name: wrong})
+            state.save(tmp_path / "wrong", header, changed)
+            selector = selector_of(Halves(), last, size)
+            tried += 1
+            try:
+                restored(selector, tmp_path / "wrong")
+            except StateError:
+                assert (selector.step_number, len(selector.in_flight), selector.method.visits.sum()) == (0, 0, 0)
+            else:
+                rows = [t.row for t in selector.in_flight] + selector._retired.rows.tolist()
+                assert all(0 <= row < len(last.pool) for row in rows)
+                drawn = selector._stream.draw(5, np.zeros(len(last.pool), dtype=np.bool_))
+                assert len(set(drawn.tolist())) == 5
+            held += 1
+    ledger.note(50, tried=tried, held=held)

@@ -135,7 +135,9 @@ def refit(
     be others than those of the state. Raises KeyError, ValueError, TypeError or IndexError for a state that no selector writes,
     StateMismatchError for a seed that cannot be kept.
     """
-    was = header["identity"]
+    was, learned = header["identity"], _below(_PROMPTS, arrays)
+    if any(array.shape[:1] != (edit.saved,) for array in learned.values()):
+        raise ValueError(f"what is kept of each prompt must have {edit.saved} entries")
     seeds = int(was["seed"]), int(identity["seed"])
     parked, back = _parked(arrays, edit, pool)
     position, offers = int(header["position"]), max(int(header["position"]), int(header["next_seq"]))
@@ -149,7 +151,7 @@ def refit(
     after = slots.edited(edit.places, offered, position=position, offers=offers, seeds=seeds)
 
     blank = method.state()
-    held = method.adapt(MethodState(_below(_PROMPTS, arrays), _below(_SHARED, arrays)), edit.rows)
+    held = method.adapt(MethodState(learned, _below(_SHARED, arrays)), edit.rows)
     prompts = {name: np.array(array) for name, array in held.prompts.items()}
     for name, array in prompts.items():
         was_parked = parked.get(f"{_PROMPTS}{name}")
@@ -224,10 +226,10 @@ def _park(
     parked: Mapping[str, Array], back: Ints, arrays: Mapping[str, Array], edit: Edit, turns: Ints, pool_size: int
 ) -> dict[str, Array]:
     """The parked arrays after an edit: without prompts that came back, with those that left, the newest at the end."""
-    gone = np.setdiff1d(np.arange(edit.saved), edit.places)
+    gone = _others(edit.saved, edit.places[edit.places >= 0])
     leave = {"ids": arrays["pool/ids"][gone], "contents": arrays["pool/contents"][gone], "slots": turns[gone].astype(np.int32)}
     leave |= {f"{_PROMPTS}{name}": array[gone] for name, array in _below(_PROMPTS, arrays).items()}
-    stay = np.setdiff1d(np.arange(len(parked["ids"])), back)
+    stay = _others(len(parked["ids"]), back)
     stays = {name: array[stay] for name, array in parked.items()}
     if len(stay) == 0:
         both = leave
@@ -254,9 +256,10 @@ def _renumber(found: dict[str, Array], edit: Edit, *, give_up_waiting: bool) -> 
         found[name] = row[kept] if name == "selector/waiting_rows" else found[name][kept]
         if len(kept) == 0:
             del found[name]
-    counts = {"groups that waited": len(waiting) - len(kept)}
+    counts = {("group that waited", "groups that waited"): len(waiting) - len(kept)}
     begun = set(found["table/waiting"][:, 0].tolist())
-    for name, what in zip(_TICKETS, ("tickets in flight", "expired tickets"), strict=True):
+    tickets = (("ticket in flight", "tickets in flight"), ("expired ticket", "expired tickets"))
+    for name, what in zip(_TICKETS, tickets, strict=True):
         if name in found:
             table = found[name]
             row = renumbered(table[:, _ROW], edit.rows)
@@ -268,7 +271,7 @@ def _renumber(found: dict[str, Array], edit: Edit, *, give_up_waiting: bool) -> 
     row = renumbered(retired[:, 0], edit.rows)
     kept = np.flatnonzero(row >= 0)
     found["table/retired"] = np.stack([row, retired[:, 1]], axis=1)[kept[np.argsort(row[kept])]]
-    said = ", ".join(f"{count:,} {what}" for what, count in counts.items() if count)
+    said = ", ".join(f"{count:,} {one if count == 1 else more}" for (one, more), count in counts.items() if count)
     return f"; given up: {said}" if said else ""
 
 
@@ -317,6 +320,13 @@ def _find(wanted: Array, among: Array) -> Ints:
     found = np.full(len(wanted), -1, dtype=np.int64)
     found[pairs[1] - len(among)] = pairs[0]
     return found
+
+
+def _others(size: int, at: Ints) -> Ints:
+    """The places below `size` that are not `at`, rising."""
+    other = np.ones(size, dtype=np.bool_)
+    other[at] = False
+    return np.flatnonzero(other)
 
 
 def _prompts(count: int) -> str:

@@ -172,8 +172,9 @@ def renumbered(saved: Ints, rows: Ints) -> Ints:
     [1, 0, -1]
     """
     here = np.flatnonzero(rows >= 0)
-    size = 1 + max(int(rows.max(initial=-1)), int(saved.max(initial=-1)))
-    now = np.full(size, -1, dtype=np.int64)
+    now = np.full(1 + int(rows.max(initial=-1)), -1, dtype=np.int64)
     now[rows[here]] = here
-    found: Ints = np.where(saved >= 0, now[saved], -1)
+    found = np.full(saved.shape, -1, dtype=np.int64)
+    known = (saved >= 0) & (saved < len(now))
+    found[known] = now[saved[known]]
     return found
