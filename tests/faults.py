@@ -56,7 +56,7 @@ _STORAGE: dict[int, tuple[str, str]] = {
         "Refused with the fields that differ, nothing loaded; resume='adapt' takes another group_size, seed and parameters.",
     ),
     11: ("a state of a newer format", "Refused; the message names the version that reads it."),
-    12: ("a state of an older format", "Read and carried on; the old file stays as it was until newer states were read back."),
+    12: ("a state of an older format", "Read and carried on; the old file is kept as a backup."),
     13: (
         "the newest of two generations is damaged",
         "The next older one and its journal load; the message says which file is damaged and which step stands.",
@@ -80,7 +80,10 @@ _PROCESSES: dict[int, tuple[str, str]] = {
     18: ("clocks jump or disagree", "Order comes from counters; wall time is a label. The same run gives the same state."),
     19: ("fork with a state open", "The child knows that it is not the writer: it never writes, and the parent goes on."),
     20: ("SIGTERM with 30 s of grace", "Nothing to do: the last commit stands, exactly."),
-    21: ("an actor restarted, every call made twice", "Building it again loads its state; a repeated call changes nothing."),
+    21: (
+        "an actor restarted, every call made twice",
+        "Building it again loads its state; a repeated call has the same answer and changes nothing.",
+    ),
     22: (
         "a reader (a report) while the run writes",
         "It reads a whole state without a lock, and never blocks or breaks the run.",
@@ -89,11 +92,17 @@ _PROCESSES: dict[int, tuple[str, str]] = {
 
 _OUTCOMES: dict[int, tuple[str, str]] = {
     23: ("an outcome reported twice", "Counts once; the repeat is counted in dup_outcomes and changes nothing."),
-    24: ("outcomes out of order", "The outcomes of one report count in the order of their tickets: the same final state."),
-    25: ("an outcome of an old policy", "Teaches what the method makes of its age; pins nothing else."),
+    24: (
+        "outcomes out of order",
+        "Learned in the order of their tickets at the next decision: the same final state for every order of arrival.",
+    ),
+    25: (
+        "an outcome of an old policy",
+        "Judged and learned like any other, or, of an expired ticket, learned and not trained on; it holds nothing up.",
+    ),
     26: (
         "an outcome that never comes",
-        "Its ticket survives restarts and is handed out again; it can be expired, and a late arrival still counts once.",
+        "Its ticket expires (expire_after) and frees its prompt; it outlives restarts; a late arrival teaches once.",
     ),
     27: ("an unknown ticket or id", "Counted and left out; in strict mode an error."),
     28: ("prompt ids that do not match their tickets", "Refused whole."),
@@ -122,7 +131,7 @@ _POOL: dict[int, tuple[str, str]] = {
     42: ("an empty data set", "An error before anything is loaded."),
     43: (
         "fewer prompts than the batch",
-        "A smaller batch of distinct prompts, or an error before the first step; never one prompt twice.",
+        "A smaller batch of distinct prompts, and a message; never one prompt twice in a batch.",
     ),
     44: (
         "everything filtered, mastered or impossible",
