@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import math
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from edgewise._version import __version__
 from edgewise.errors import ConfigError, DegradedWarning, EdgewiseError, nearest
+from edgewise.foreign import shown
 
 
 class Verb(NamedTuple):
@@ -37,6 +39,9 @@ VERBS = {
     "subset": Verb("edgewise.subset", "a static subset of a data set, by diversity and difficulty (DEPO, offline)"),
 }
 
+_LARGEST = 2**53
+_LONGEST = 2_000
+"""Characters of a message."""
 _INVALID_CHOICE = re.compile(r"invalid choice: '([^']*)'")
 
 
@@ -51,7 +56,17 @@ class _Parser(argparse.ArgumentParser):
         if wrong:
             choices = [choice for action in self._actions for choice in (action.choices or ())]
             message += f".{nearest(wrong.group(1), choices)}"
-        self.exit(2, f"edgewise: {message}\nUsage and options: {self.prog} --help\n")
+        self.exit(2, f"edgewise: {_readable(message)}\nUsage and options: {self.prog} --help\n")
+
+    def require_sane(self, args: argparse.Namespace) -> None:
+        """End where an option has a number that no machine counts to, or none at all."""
+        for action in self._actions:
+            value = getattr(args, action.dest, None)
+            name = "/".join(action.option_strings) or action.dest
+            if isinstance(value, float) and not math.isfinite(value):
+                self.error(f"argument {name}: must be a finite number, got {value}")
+            if isinstance(value, int) and abs(value) > _LARGEST:
+                self.error(f"argument {name}: must be at most {_LARGEST:,} in size, got {shown(value)}")
 
     @property
     def options(self) -> list[str]:
@@ -73,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         return code
     except EdgewiseError as error:
-        print(f"edgewise: {error}", file=sys.stderr)
+        print(f"edgewise: {_readable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("edgewise: interrupted", file=sys.stderr)
@@ -84,12 +99,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # of a file or of our output: the disk is full, a folder is in the place of a file
         where = f"{error.filename}: " if error.filename is not None else ""
         _silence(sys.stdout)
-        print(f"edgewise: {where}{error.strerror or error}. Check the path, permissions and space.", file=sys.stderr)
+        message = f"{where}{error.strerror or error}. Check the path, permissions and space."
+        print(f"edgewise: {_readable(message)}", file=sys.stderr)
         return 2
     except (MemoryError, RecursionError) as error:
         what = "the memory does not suffice" if isinstance(error, MemoryError) else "something in it is nested too deep"
         print(f"edgewise: {what}. Give a smaller or simpler input.", file=sys.stderr)
         return 2
+
+
+def _is_word(word: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(word)
+    except UnicodeEncodeError:
+        return False
+
+
+def _readable(message: str) -> str:
+    """A message that fits a screen and moves no cursor, whatever it quotes."""
+    cut = message if len(message) <= _LONGEST else f"{message[: _LONGEST // 2]} [...] {message[-_LONGEST // 4 :]}"
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in cut)
 
 
 def _silence(stream: Any) -> None:
@@ -126,6 +155,9 @@ def _run(words: list[str]) -> int:
         if name == asked:
             module = _import(name)
             module.add_arguments(parsers[name])
+    for word in words:
+        if not _is_word(word):
+            raise ConfigError(f"{shown(word)} is broken text. Write it again, in UTF-8 and without a NUL.")
     args, unknown = parser.parse_known_args(words)
     active = parsers.get(args.verb, parser)
     if unknown:
@@ -133,6 +165,7 @@ def _run(words: list[str]) -> int:
     if args.verb is None:
         parser.print_help()
         return 2
+    parsers[args.verb].require_sane(args)
     code: int = module.run(args)
     return code
 

@@ -69,7 +69,9 @@ class PromptPool:
         dataset: Any = None,
         dataset_rows: Ints | None = None,
     ) -> None:
-        self.ids = tuple(ids)
+        self.ids = tuple(_iterated(ids, "PromptPool(ids=...)"))
+        if not all(isinstance(prompt_id, str) for prompt_id in self.ids):
+            raise PoolError("PromptPool(ids=...) must be text. PromptPool.from_ids takes numbers, too.")
         if not self.ids:
             raise PoolError(
                 "The pool is empty: there is no prompt to choose from. Check the data set, its split and its filters."
@@ -78,10 +80,11 @@ class PromptPool:
         _refuse_duplicates(self.ids, "PromptPool(ids=...)", "Give every prompt its own id.")
         if fingerprints is None:
             fingerprints = np.zeros(len(self.ids), dtype=FINGERPRINT)
-        if fingerprints.shape != (len(self.ids),) or fingerprints.dtype != FINGERPRINT:
+        is_array = isinstance(fingerprints, np.ndarray)
+        if not is_array or fingerprints.shape != (len(self.ids),) or fingerprints.dtype != FINGERPRINT:
+            got = f"{fingerprints.shape} of {fingerprints.dtype}" if is_array else shown(fingerprints)
             raise PoolError(
-                f"PromptPool(fingerprints=...) must be ({len(self.ids)},) of dtype V{FINGERPRINT_BYTES}, "
-                f"got {fingerprints.shape} of {fingerprints.dtype}."
+                f"PromptPool(fingerprints=...) must be ({len(self.ids)},) of dtype V{FINGERPRINT_BYTES}, got {got}."
             )
         self.fingerprints = fingerprints.view()
         self.fingerprints.flags.writeable = False
@@ -95,11 +98,12 @@ class PromptPool:
     @classmethod
     def from_ids(cls, ids: Iterable[str | int]) -> PromptPool:
         """A pool of bare ids, for hosts that keep the prompts to themselves. `pool[row]` holds only `prompt_id`."""
-        if isinstance(ids, str):
-            raise PoolError("PromptPool.from_ids takes a sequence of ids, got one string. Pass a list of ids.")
+        if isinstance(ids, (str, bytes, Mapping)):
+            what = {str: "one string", bytes: "bytes"}.get(type(ids), "a mapping")
+            raise PoolError(f"PromptPool.from_ids takes a sequence of ids, got {what}. Pass a list of ids.")
         if isinstance(ids, (set, frozenset)):
             raise PoolError("PromptPool.from_ids takes ids in order, got a set, whose order changes. Pass sorted(ids).")
-        values = list(ids)
+        values = list(_iterated(ids, "PromptPool.from_ids(ids=...)"))
         bad = [row for row, value in enumerate(values) if not _is_id(value)]
         if bad:
             raise PoolError(f"PromptPool.from_ids: {_bad_values(values, bad)}. Ids are text or whole numbers.")
@@ -128,9 +132,16 @@ class PromptPool:
         Raises:
             PoolError: No prompts, an id column unfit to be a key, two rows with one id, or a prompt that cannot be read.
         """
-        if duplicates not in ("error", "merge", "suffix"):
-            known = ("error", "merge", "suffix")
-            raise PoolError(f"duplicates={duplicates!r} must be one of {', '.join(known)}.{nearest(str(duplicates), known)}")
+        known = ("error", "merge", "suffix")
+        if not isinstance(duplicates, str) or duplicates not in known:
+            hint = nearest(duplicates, known) if isinstance(duplicates, str) else ""
+            raise PoolError(f"duplicates={shown(duplicates)} must be one of {', '.join(known)}.{hint}")
+        for name, column in (("id_column", "" if id_column is None else id_column), ("prompt_column", prompt_column)):
+            if not isinstance(column, str) or len(column) > _LONGEST_NAME:
+                raise PoolError(f"from_dataset({name}=...) must be the name of a column, got {shown(column)}.")
+        answers = (answer_columns,) if isinstance(answer_columns, str) else answer_columns
+        if not isinstance(answers, Sequence) or not all(isinstance(name, str) for name in answers):
+            raise PoolError(f"from_dataset(answer_columns=...) must be names of columns, got {shown(answer_columns)}.")
         table = open_table(dataset)
         if len(table) == 0:
             raise PoolError("The pool is empty: the data set has no rows. Check its split and its filters.")
@@ -352,6 +363,16 @@ def _qualified(source: Any, value: Any) -> str | None:
 def _each(fingerprints: Array) -> Iterator[bytes]:
     raw = fingerprints.tobytes()
     return (raw[start : start + FINGERPRINT_BYTES] for start in range(0, len(raw), FINGERPRINT_BYTES))
+
+
+_LONGEST_NAME = 10_000
+
+
+def _iterated(values: Any, where: str) -> Iterator[Any]:
+    try:
+        return iter(values)
+    except TypeError:
+        raise PoolError(f"{where} must be a sequence of ids, got {shown(values)}.") from None
 
 
 _LONGEST_NUMBER = 10**1_000

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import Any, Protocol
 
 from edgewise.errors import PoolError
+from edgewise.foreign import shown
 
 FINGERPRINT_BYTES = 16
 _CHUNK = 1_000
@@ -90,9 +91,11 @@ class _DatasetColumns:
 def open_table(dataset: Any) -> Table:
     """Walk `dataset` by columns. An iterable without a length is read into a list. Raises PoolError for what holds no rows."""
     if isinstance(dataset, (str, bytes)) or hasattr(dataset, "__fspath__"):
-        raise PoolError(f"from_dataset takes rows, got the path {dataset!r}. Read the file first: edgewise.data.read(path).")
+        raise PoolError(
+            f"from_dataset takes rows, got the path {shown(dataset)}. Read the file first: edgewise.data.read(path)."
+        )
     if isinstance(dataset, Mapping):
-        keys = ", ".join(repr(key) for key in islice(dataset, _SHOWN))
+        keys = ", ".join(shown(key) for key in islice(dataset, _SHOWN)) or "none"
         raise PoolError(
             f"from_dataset takes rows, got a mapping with the keys {keys}. If these are splits, pass one: dataset['train']; "
             "if they are columns, pass datasets.Dataset.from_dict(...)."

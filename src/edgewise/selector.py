@@ -12,7 +12,6 @@ what is saved is arrays and a header (`state.py`).
 
 from __future__ import annotations
 
-import math
 import os
 import uuid
 import warnings
@@ -34,7 +33,9 @@ from edgewise.errors import (
     MethodError,
     OutcomeError,
     StateError,
+    nearest,
 )
+from edgewise.foreign import shown
 from edgewise.method import Method
 from edgewise.methods import methods_with
 from edgewise.metrics import EntropyPremise
@@ -43,6 +44,7 @@ from edgewise.stage import Stage
 from edgewise.step import Step
 from edgewise.stream import PromptStream
 from edgewise.types import (
+    MOST_ROLLOUTS,
     ROLLOUT_SIGNALS,
     Array,
     Bools,
@@ -59,6 +61,8 @@ from edgewise.waiting import Retired, Waiting
 
 _NAMED = 8
 """Names of other methods that an error lists."""
+_LARGEST = 2**62
+"""Of whole numbers that are saved."""
 _STILL = 64
 """Batches of tickets at one policy version after which a warning asks whether it was forgotten."""
 
@@ -113,27 +117,39 @@ class Selector:
     ) -> None:
         _require_count("batch_size", batch_size)
         _require_count("group_size", group_size)
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
-            raise ConfigError(f"Selector(seed=...) must be a whole number >= 0, got {seed!r}.")
-        if on_problem not in ("degrade", "strict"):
-            raise ConfigError(f"Selector(on_problem=...) must be 'degrade' or 'strict', got {on_problem!r}.")
-        step = isinstance(resume, (int, np.integer)) and not isinstance(resume, bool) and resume >= 0
-        if not (step or resume in ("auto", "adapt", "fresh")):
-            raise ConfigError(f"Selector(resume=...) must be 'auto', 'adapt', 'fresh' or a step >= 0, got {resume!r}.")
+        if group_size > MOST_ROLLOUTS:
+            raise ConfigError(f"Selector(group_size=...) must be at most {MOST_ROLLOUTS:,}, got {shown(group_size)}.")
+        _require_count("seed", seed, least=0)
+        if not isinstance(on_problem, str) or on_problem not in ("degrade", "strict"):
+            hint = nearest(str(on_problem), ("degrade", "strict")) if isinstance(on_problem, str) else ""
+            raise ConfigError(f"Selector(on_problem=...) must be 'degrade' or 'strict', got {shown(on_problem)}.{hint}")
+        step = isinstance(resume, (int, np.integer)) and not isinstance(resume, bool) and 0 <= resume <= _LARGEST
+        if not (step or (isinstance(resume, str) and resume in ("auto", "adapt", "fresh"))):
+            hint = nearest(resume, ("auto", "adapt", "fresh")) if isinstance(resume, str) else ""
+            raise ConfigError(
+                f"Selector(resume=...) must be 'auto', 'adapt', 'fresh' or a step >= 0, got {shown(resume)}.{hint}"
+            )
+        if parameters is not None and not (
+            isinstance(parameters, Mapping) and all(isinstance(name, str) for name in parameters)
+        ):
+            raise ConfigError(f"Selector(parameters=...) must be a mapping of names to values, got {shown(parameters)}.")
+        _require_folder(directory)
         if step and directory is None:
             raise ConfigError(f"Selector(resume={resume!r}) needs a directory=... that holds the state of that step.")
         _require_count("generations", generations)
         if generations < 2:
             raise ConfigError(f"Selector(generations=...) must be at least 2, got {generations!r}: one may turn out damaged.")
-        if isinstance(correct_at, bool) or not isinstance(correct_at, (int, float)) or not math.isfinite(correct_at):
-            raise ConfigError(f"Selector(correct_at=...) must be a finite number, got {correct_at!r}.")
+        if isinstance(correct_at, bool) or not isinstance(correct_at, (int, float)) or not abs(correct_at) < 1e300:
+            raise ConfigError(f"Selector(correct_at=...) must be a finite number, got {shown(correct_at)}.")
         if total_steps is not None:
             _require_count("total_steps", total_steps)
         if expire_after is not None and (
-            isinstance(expire_after, bool) or not isinstance(expire_after, (int, np.integer)) or expire_after < 0
+            isinstance(expire_after, bool)
+            or not isinstance(expire_after, (int, np.integer))
+            or not 0 <= expire_after <= _LARGEST
         ):
             raise ConfigError(
-                f"Selector(expire_after=...) must be None or a whole number of policy versions >= 0, got {expire_after!r}."
+                f"Selector(expire_after=...) must be None or a whole number of policy versions >= 0, got {shown(expire_after)}."
             )
         self.method = method_of(method, parameters)
         self.pool = pool if isinstance(pool, PromptPool) else PromptPool.from_dataset(pool)
@@ -154,7 +170,10 @@ class Selector:
         self._setting = Setting(
             pool_size=size, batch_size=self._most_groups(size), group_size=self.group_size, total_steps=total_steps
         )
-        self.method.start(self._setting)
+        try:
+            self.method.start(self._setting)
+        except MemoryError as error:
+            raise ConfigError(f"{self.method.name} needs more memory for {size:,} prompts than there is: {error}.") from error
         self._stream = PromptStream(size, self.seed)
         self._blocked: Bools = np.zeros(size, dtype=np.bool_)  # in flight, or offered in the open step
         self._open: dict[int, Ticket] = {}
@@ -536,6 +555,20 @@ class Selector:
         warnings.warn(f"edgewise: {message}", DegradedWarning, stacklevel=3)
 
 
-def _require_count(name: str, value: int, where: str = "") -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ConfigError(f"Selector{'.' + where if where else ''}({name}=...) must be a whole number >= 1, got {value!r}.")
+def _require_count(name: str, value: int, where: str = "", *, least: int = 1) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= _LARGEST:
+        call = f"Selector{'.' + where if where else ''}({name}=...)"
+        limit = f" and at most {_LARGEST:,}" if isinstance(value, int) and value > _LARGEST else ""
+        raise ConfigError(f"{call} must be a whole number >= {least}{limit}, got {shown(value)}.")
+
+
+def _require_folder(directory: object) -> None:
+    if directory is None:
+        return
+    path = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else None
+    try:
+        named = isinstance(path, str) and 0 < len(os.fsencode(path)) <= 4_000 and "\0" not in path
+    except UnicodeEncodeError:
+        named = False
+    if not named:
+        raise ConfigError(f"Selector(directory=...) must be the path of a folder, or None, got {shown(directory)}.")

@@ -115,6 +115,9 @@ class Comparison:
         return format_table(header, rows, "<>>>>>>")
 
 
+_MOST = {"steps": 1_000_000, "seeds": 1_000, "seed0": 10**9, "prompts": 10_000_000}
+
+
 def compare(
     methods: Sequence[str] = METHODS,
     *,
@@ -136,6 +139,8 @@ def compare(
     for name, value, least in (("steps", steps, 1), ("seeds", seeds, 1), ("seed0", seed0, 0), ("prompts", prompts, batch_size)):
         if value < least:
             raise ConfigError(f"simulate: {name} must be at least {least}, got {value}.")
+        if value > _MOST[name]:
+            raise ConfigError(f"simulate: {name} must be at most {_MOST[name]:,}, got {value:,}.")
     every = list(methods) == ["all"]
     names = [name for name in EVERY if name not in TOO_SLOW] if every else list(dict.fromkeys(methods))
     for name in sorted(TOO_SLOW) if every else ():

@@ -173,6 +173,12 @@ def _specs(args: argparse.Namespace) -> list[ArmSpec]:
     for name in ("responses", "prompts", "held_out", "batch_size", "group_size", "updates", "seeds"):
         if getattr(args, name) < 1:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}.")
+    for name, least, most in (("seeds", 1, 1_000), ("prompts", 1, 10_000_000), ("steps", 0, 10**9), ("seed0", 0, 10**9),
+                              ("jobs", 0, 10_000), ("every", 0, 10**9)):  # fmt: skip
+        if not least <= getattr(args, name) <= most:
+            raise ConfigError(f"--{name} must be from {least} to {most:,}, got {getattr(args, name):,}.")
+    if not 0.0 < args.learning_rate < 1.0:
+        raise ConfigError(f"--learning-rate must be above 0 and below 1, got {args.learning_rate}.")
     if args.group_size < 2:
         raise ConfigError(f"--group-size must be at least 2: a group of {args.group_size} has no variance.")
     if args.batch_size * args.group_size % args.updates:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable
 
+import numpy as np
+
 from edgewise.errors import ConfigError, nearest
+from edgewise.foreign import shown
 from edgewise.method import Method
 from edgewise.methods import (
     adarft,
@@ -97,19 +100,37 @@ def make(method: str | Method, **parameters: Scalar) -> Method:
             )
         return method
     if not isinstance(method, str):
-        raise ConfigError(f"make(method=...) must be a name or a Method object, got {method!r}. Names: {', '.join(METHODS)}.")
+        names = ", ".join(METHODS)
+        raise ConfigError(f"make(method=...) must be a name or a Method object, got {shown(method)}. Names: {names}.")
     if method not in METHODS:
-        raise ConfigError(
-            f"make(method=...) must be a known name, got {method!r}.{nearest(method, METHODS)} Names: {', '.join(METHODS)}."
-        )
+        hint, names = nearest(method, METHODS), ", ".join(METHODS)
+        raise ConfigError(f"make(method=...) must be a known name, got {shown(method)}.{hint} Names: {names}.")
     entry = METHODS[method]
     known = inspect.signature(entry.factory).parameters
     for name in parameters:
         if name not in known:
             raise ConfigError(
-                f"{method}({name}=...) is no hyper-parameter.{nearest(name, known)} It has: {', '.join(sorted(known))}."
+                f"{method}({_word(name)}=...) is no hyper-parameter.{nearest(name, known)} It has: {', '.join(sorted(known))}."
             )
+        _require_plain(method, name, parameters[name])
     return entry.factory(**parameters)
+
+
+_LARGEST = 2**31 - 1
+_LONGEST = 1_000
+
+
+def _word(name: str) -> str:
+    return name if name.isprintable() and len(name) <= 80 else shown(name)
+
+
+def _require_plain(method: str, name: str, value: object) -> None:
+    """Raise ConfigError for what no hyper-parameter is: whether it is one of *this* method, the method says itself."""
+    if isinstance(value, (int, np.integer)) and not -_LARGEST <= value <= _LARGEST:
+        raise ConfigError(f"{method}({name}=...) must be at most {_LARGEST:,} in size, got {shown(int(value))}.")
+    plain = value is None or isinstance(value, (bool, int, float, np.bool_, np.integer, np.floating))
+    if not plain and not (isinstance(value, str) and len(value) <= _LONGEST):
+        raise ConfigError(f"{method}({name}=...) must be a number, text, True, False or None, got {shown(value)}.")
 
 
 def methods_with(signals: Iterable[Signal]) -> list[str]:
