@@ -76,7 +76,7 @@ class _Vanished(Exception):
 
 @dataclass
 class History:
-    """What a directory holds. Made by `of`; whatever vanishes while it is read is looked for anew.
+    """What a directory holds, but for what was left behind. Made by `of`; if files vanish as they are read it looks anew.
 
     journals: each with its scan.  broken: what could not be read, in words, newest first.
     """
@@ -86,6 +86,8 @@ class History:
     snapshots: list[Found] = field(default_factory=list)
     journals: list[tuple[Found, journal.Scan]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    _begun: dict[int, int] = field(default_factory=dict)
+    """Of each writer: the commit behind which it went on."""
     _heads: dict[Path, Node] = field(default_factory=dict)
     _sound: dict[Path, bool] = field(default_factory=dict)
     _loaded: dict[Path, tuple[dict[str, Any], dict[str, Array]]] = field(default_factory=dict)  # the last one read, at most
@@ -104,13 +106,7 @@ class History:
         """All states that are mentioned and not left behind, newest first, each once."""
         found = {head.id: head for head in self._heads.values()}
         found |= {r.digest: Node(r.fence, r.commit, r.step, r.digest) for _, scan in self.journals for r in scan.records}
-        kept, bounds, bound = [], self._begun(), _UNKNOWN
-        for node in sorted(found.values(), reverse=True):
-            while bounds and bounds[-1][0] > node.fence:
-                bound = min(bound, bounds.pop()[1])
-            if node.commit <= bound:
-                kept.append(node)
-        return kept
+        return sorted((node for node in found.values() if node.commit <= self._bound(node.fence)), reverse=True)
 
     def newest(self) -> Recovered | None:
         """The newest state that can be reached; None if there is none. What stood in the way is in `broken`.
@@ -164,9 +160,15 @@ class History:
         raise StateError(f"{self.directory}: files vanished {_TRIES} times while they were read. Try again.")
 
     def _look(self) -> None:
-        self.snapshots, self.journals, self.broken = files(self.directory, "safetensors"), [], []
-        self._sound, self._loaded = {}, {}
-        for found in files(self.directory, "journal"):
+        snapshots, journals = files(self.directory, "safetensors"), files(self.directory, "journal")
+        self._begun = {}
+        for fence, commit in (*((f.fence, f.commit - 1) for f in snapshots), *((f.fence, f.commit) for f in journals)):
+            self._begun[fence] = min(commit, self._begun.get(fence, commit))
+        self.snapshots = [found for found in snapshots if found.commit <= self._bound(found.fence)]
+        self.journals, self.broken, self._sound, self._loaded = [], [], {}, {}
+        for found in journals:
+            if found.commit > self._bound(found.fence):
+                continue
             try:
                 scan = journal.scan(found.path, 2 * self.most)
             except StateError as error:
@@ -177,15 +179,23 @@ class History:
                 self.broken.append(
                     f"{found.path} is damaged at byte {scan.good:,}: the {scan.bad:,} bytes from there on cannot be used."
                 )
-        self._heads = {found.path: _peek(found) for found in self.snapshots}
+        self._heads = {found.path: self._peek(found) for found in self.snapshots}
 
-    def _begun(self) -> list[tuple[int, int]]:
-        """(fence, the commit behind which that writer went on) of each writer, ascending."""
-        begun: dict[int, int] = {}
-        journals = (found for found, _ in self.journals)
-        for fence, commit in (*((f.fence, f.commit - 1) for f in self.snapshots), *((f.fence, f.commit) for f in journals)):
-            begun[fence] = min(commit, begun.get(fence, commit))
-        return sorted(begun.items())
+    def _bound(self, fence: int) -> int:
+        """The highest commit of writer `fence` that a later writer did not leave behind."""
+        return min((commit for later, commit in self._begun.items() if later > fence), default=_UNKNOWN)
+
+    def _peek(self, found: Found) -> Node:
+        """Which state a snapshot says it is, unchecked: `_load` checks."""
+        try:
+            header = state.header_of(found.path)
+        except StateError as error:
+            self.broken.append(_unless_vanished(found.path, error))
+            self._sound[found.path] = False
+            header = {}
+        given, step = header.get("state"), header.get("step")
+        own = bytes.fromhex(given) if isinstance(given, str) and re.fullmatch("[0-9a-f]{32}", given) else None
+        return Node(found.fence, found.commit, step if type(step) is int else _UNKNOWN, own or str(found.path).encode())
 
     def _first(self, nodes: list[Node]) -> Recovered | None:
         return next((found for node in nodes if (found := self._reached(node)) is not None), None)
@@ -271,18 +281,6 @@ def files(directory: Path, kind: str) -> list[Found]:
         if match is not None and match[3] == kind:
             found.append(Found(int(match[1] or 0), int(match[2]), directory / name))
     return sorted(found)
-
-
-def _peek(found: Found) -> Node:
-    """Which state a snapshot says it is, unchecked: `_load` checks."""
-    try:
-        header = state.header_of(found.path)
-    except StateError as error:
-        _unless_vanished(found.path, error)
-        header = {}  # `_load` will say so
-    given, step = header.get("state"), header.get("step")
-    own = bytes.fromhex(given) if isinstance(given, str) and re.fullmatch("[0-9a-f]{32}", given) else None
-    return Node(found.fence, found.commit, step if type(step) is int else _UNKNOWN, own or str(found.path).encode())
 
 
 def _unless_vanished(path: Path, error: StateError) -> str:

@@ -72,14 +72,14 @@ def decode(data: bytes, where: str, *, as_is: bool = False) -> tuple[dict[str, A
         header = _parsed(text)
         if not isinstance(header, dict) or type(header.get("format")) is not int or header["format"] < 1:
             raise StateError(f"{where}: the header is not an edgewise header.")
+        arrays = {name: np.array(array) for name, array in from_bytes(data).items()}
+        if _digest(text, arrays) != digest:  # before the format is believed, which is a digit that may have flipped
+            raise StateError(f"{where} is damaged: its SHA-256 does not match its content. Use an older state.")
         if header["format"] > FORMAT:
             raise StateVersionError(
                 f"{where} has state format {header['format']}, written by edgewise {header.get('edgewise', '?')}; this "
                 f"edgewise reads up to format {FORMAT}. Install edgewise>={header.get('edgewise', '?')}."
             )
-        arrays = {name: np.array(array) for name, array in from_bytes(data).items()}
-        if _digest(text, arrays) != digest:
-            raise StateError(f"{where} is damaged: its SHA-256 does not match its content. Use an older state.")
         return (header, arrays) if as_is or header["format"] == FORMAT else migrated(header, arrays, where)
     except StateError:
         raise
