@@ -131,7 +131,7 @@ def _sources() -> str:
 def _speed(kinds: list[type[Store]], root: Path, args: argparse.Namespace) -> Rows:
     small = [Directory100k if kind is Directory else Snapshots100k if kind is Snapshots else kind for kind in kinds]
     rows: Rows = {}
-    for size, some, commits in ((SMALL, small, args.commits), (LARGE, kinds, max(16, args.commits // 8))):
+    for size, some, commits in ((SMALL, small, args.commits), (LARGE, kinds, max(8, args.commits // 8))):
         if Directory in kinds:
             some = [*some, Frames]
         rows[f"{size} bytes"] = speed.measure(some, root / str(size), size, commits, args.seed, against=some[0].name)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-HANG = 20.0
+HANG = 60.0
 """Seconds without an answer after which a child is killed and its case counted as hung."""
 
 

@@ -25,7 +25,7 @@ def kills(kind: type[Store], folder: Path, rounds: int, size: int, seed: int, lo
     luck = random.Random(seed)
     total = dict.fromkeys(("kills", "commits", "lost", "different", "unreadable", "cannot_go_on", "complained"), 0)
     left: set[str] = set()
-    rounds_with_leftovers = 0
+    rounds_with_leftovers, slowest = 0, 0.0
     for number in range(rounds):
         directory = folder / f"kills-{number // ROUNDS_A_DIRECTORY}"
         if number % ROUNDS_A_DIRECTORY == 0:
@@ -37,7 +37,9 @@ def kills(kind: type[Store], folder: Path, rounds: int, size: int, seed: int, lo
         committed, wrote = _one(kind, directory, committed, size, seed, luck.uniform(0.002, longest))
         total["kills"] += 1
         total["commits"] += wrote
+        started = time.monotonic()
         said = ask(lambda: _checked(kind, directory, committed, size, seed))  # noqa: B023 (asked before the loop goes on)
+        slowest = max(slowest, time.monotonic() - started)
         if "lost" not in said:
             total["unreadable"] += 1
             left |= set(said.get("left", ()))
@@ -55,7 +57,7 @@ def kills(kind: type[Store], folder: Path, rounds: int, size: int, seed: int, lo
             committed = int(_made(kind, directory, size, seed))
         else:
             committed = said["through"]
-    return {**total, "rounds_with_leftovers": rounds_with_leftovers, "leftovers": sorted(left)}
+    return {**total, "rounds_with_leftovers": rounds_with_leftovers, "slowest_s": round(slowest, 1), "leftovers": sorted(left)}
 
 
 def _made(kind: type[Store], directory: Path, size: int, seed: int) -> bool:

@@ -35,24 +35,16 @@ def _speed(rows: Rows) -> str:
     return "\n\n".join(texts)
 
 
+_KILLS = ("kills", "commits", "lost", "different", "unreadable", "cannot_go_on", "rounds_with_leftovers", "slowest_s")
+
+
 def _kills(rows: Rows) -> str:
     header = [
-        "kill -9",
-        "kills",
-        "commits",
-        "lost",
-        "different",
-        "unreadable",
-        "cannot\ngo on",
-        "rounds with\nleftovers",
-        "leftovers",
-    ]
-    keys = ("kills", "commits", "lost", "different", "unreadable", "cannot_go_on", "rounds_with_leftovers")
-    return format_table(
-        header,
-        [[name, *(str(row[key]) for key in keys), ", ".join(row["leftovers"])] for name, row in rows.items()],
-        "<" + ">" * 7,
-    )
+        "kill -9", "kills", "commits", "lost", "different", "unreadable", "cannot\ngo on", "rounds with\nleftovers",
+        "slowest\nreopening, s", "leftovers",
+    ]  # fmt: skip
+    lines = [[name, *(str(row[key]) for key in _KILLS), ", ".join(row["leftovers"])] for name, row in rows.items()]
+    return format_table(header, lines, "<" + ">" * 8)
 
 
 _DAMAGE = ("cases", "harmless", "said", "silently_different", "silently_lost", "unreadable", "crashed")
