@@ -21,6 +21,7 @@ import subprocess
 import sys
 import time
 import traceback
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -135,14 +136,21 @@ def free_port() -> int:
 
 
 def complete(run: Path) -> list[Path]:
-    """Checkpoints that TRL finished, oldest first: it writes `trainer_state.json` last."""
+    """Checkpoints that TRL finished, oldest first.
+
+    The main process writes `trainer_state.json` last. It does not wait for the others, whose random states may be torn then
+    (resuming fails with EOFError) or missing (transformers goes on without, and says so at level "info"): these must be there.
+    """
     found = []
     for folder in run.glob("checkpoint-*"):
         try:
             json.loads((folder / "trainer_state.json").read_text())
         except (OSError, ValueError):
             continue
-        found.append(folder)
+        processes = len(list(folder.glob("edgewise/buffer-*.safetensors")))
+        names = [f"rng_state_{rank}.pth" for rank in range(processes)] if processes > 1 else ["rng_state.pth"]
+        if all(zipfile.is_zipfile(folder / name) for name in names):  # false for what is not there, too
+            found.append(folder)
     return sorted(found, key=lambda folder: int(folder.name.partition("-")[2]))
 
 
