@@ -704,7 +704,7 @@ def test_another_seed_leaves_the_pass_under_way_in_its_order(tmp_path: Path) -> 
 
 
 def test_edits_through_a_run_directory(tmp_path: Path) -> None:
-    """Snapshot, journal, an edit, journal, another edit; and back to a step before the first one, with the first data set."""
+    """Snapshot, journal, an edit, journal, another edit; then back to every stage, with each of the data sets."""
     prompts, path = FIRST, tmp_path / "run"
     rng = np.random.default_rng(ledger.seed())
 
@@ -712,25 +712,37 @@ def test_edits_through_a_run_directory(tmp_path: Path) -> None:
         world = world_of(BASE, prompts)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DegradedWarning)
-            return edgewise.Selector(Counting(), world.pool, batch_size=4, group_size=2, directory=path, **more), world
+            selector = edgewise.Selector(
+                Counting(), world.pool, batch_size=4, group_size=2, directory=path, generations=20, **more
+            )
+            return selector, world
 
     visits: dict[str, int] = {}
-    counts = []
+    stages: list[tuple[list[Prompt], dict[str, int]]] = []
     for number in range(4):
         selector, world = opened(prompts)
         for row, p in enumerate(prompts):
             assert selector.method.visits[row] == visits.get(p.name, 0), p
         told(selector, world, 3)
         visits |= dict(zip((p.name for p in prompts), selector.method.visits.tolist(), strict=True))
-        counts.append(dict(visits))
+        stages.append((prompts, dict(visits)))
         selector.close()
         again, _ = opened(prompts)  # nothing edited: as it was, journal and all
         assert again.step_number == 3 * (number + 1)
         assert again.method.visits.tolist() == selector.method.visits.tolist()
-        assert again._stream.slots.arrays().keys() == selector._stream.slots.arrays().keys()
+        ours, theirs = again._stream.slots.arrays(), selector._stream.slots.arrays()
+        assert {name: array.tolist() for name, array in ours.items()} == {name: a.tolist() for name, a in theirs.items()}
+        assert {name: a.tolist() for name, a in again._parked.items()} == {n: a.tolist() for n, a in selector._parked.items()}
         again.close()
         prompts = edit(prompts, rng, remove=4, add=5, change=0, contents=200, number=number)
-    ledger.note(50, tried=4, held=4)
+    for stage, (_, then) in enumerate(stages):
+        for prompts, _ in stages:
+            selector, world = opened(prompts, resume=3 * (stage + 1))
+            assert selector.step_number == 3 * (stage + 1)
+            for row, p in enumerate(prompts):
+                assert selector.method.visits[row] == then.get(p.name, 0), (stage, p)
+            selector.close()
+    ledger.note(50, tried=20, held=20)
 
 
 def test_fewer_prompts_than_the_batch_after_an_edit_are_a_smaller_batch(tmp_path: Path) -> None:
