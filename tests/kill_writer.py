@@ -1,0 +1,207 @@
+"""Writers to be killed: forks of one warm process, that commit as fast as they can and tell each commit once it is durable.
+
+    python -m tests.kill_writer        reads a line of JSON for each fork from standard input, and answers on standard output:
+
+    {"started": pid} {"opened": step, "pid": pid} {"step": step, "digest": of the state, "pid": pid} {"ended": pid, "status": s}
+
+Lines are shorter than a pipe's atomic write, so those of a killed writer are whole, and all of them come before its "ended".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+import edgewise
+from edgewise import directory, lease, saved
+from edgewise.pool import PromptPool
+from edgewise.types import Ints
+from tests.failing_disk import EVERYTHING, FailingDisk
+from tests.test_selector import Counting
+from tests.whole_runs import BATCH, GROUP, POOL, answered
+
+METHODS = ("counting", "hive", "gps", "speed", "mopps", "streaming")
+"""What is driven: methods in steps, and one as a stream with tickets in flight at each commit."""
+
+
+def entropy(rows: Ints) -> Any:
+    return 1.0 + 0.1 * (rows % 7)
+
+
+def embedding(rows: Ints) -> Any:
+    return np.stack([np.ones(len(rows)), np.cos(rows), np.sin(rows)], axis=1)
+
+
+SIGNALS = {"prompt_entropy": entropy, "embedding": embedding}
+
+
+def selector(method: str, where: Path | None, **more: Any) -> edgewise.Selector:
+    chosen = Counting() if method == "counting" else "mopps" if method == "streaming" else method
+    pool = PromptPool.from_ids([f"p{row}" for row in range(POOL)])
+    made = edgewise.Selector(chosen, pool, batch_size=BATCH, group_size=GROUP, seed=3, directory=where, **more)
+    made._reissue = []  # the world of a stream outlives the writer: it still answers what is in flight
+    return made
+
+
+def drive(method: str, s: edgewise.Selector) -> list[int]:
+    """One step and its commit; the rows asked for."""
+    signals = {name: SIGNALS[name] for name in s.method.needs if name in SIGNALS}
+    if method == "streaming":
+        asked = [ticket.row for ticket in s.take(3, signals=signals, policy_version=s.step_number // 2)]
+        for ticket in s.in_flight[:-4]:
+            s.report([answered(ticket)])
+        s.commit()
+        return asked
+    asked = []
+    with s.step(policy_version=s.step_number) as step:
+        for tickets in step.requests(signals):
+            asked += [ticket.row for ticket in tickets]
+            step.report([answered(ticket) for ticket in tickets])
+    return asked
+
+
+def digest(s: edgewise.Selector) -> str:
+    """Of all that a run consists of: what was learned, counts, what is in flight, the place in the stream."""
+    header, arrays = saved.content(s)
+    kept = {name: header[name] for name in ("identity", "batch_size", "step", "position", "next_seq", "policy_version")}
+    kept["totals"] = {name: value for name, value in header["totals"].items() if name != "degraded_total"}
+    hasher = hashlib.sha256(json.dumps(kept, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = np.asarray(arrays[name])
+        hasher.update(f"{name} {array.dtype} {array.shape}".encode() + array.tobytes())
+    return hasher.hexdigest()
+
+
+class Twin:
+    """An uninterrupted run: before each step the digest of its state and its outcomes, and the rows that step asks for."""
+
+    def __init__(self, method: str, steps: int) -> None:
+        s = selector(method, None)
+        self.digests, self.outcomes, self.asked = [], [], []
+        for _ in range(steps):
+            self.digests.append(digest(s))
+            self.outcomes.append(outcomes(s))
+            self.asked.append(drive(method, s))
+
+
+def outcomes(s: edgewise.Selector) -> int:
+    """Outcomes that counted."""
+    return s._next_seq - len(s._open)
+
+
+class KillingDisk(FailingDisk):
+    """Instead of failing, an operation ends the process; a write, after half of it."""
+
+    def refuse(self, path: Any) -> NoReturn:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+
+def main() -> None:
+    for line in sys.stdin:
+        spec = json.loads(line)
+        if "wait" in spec:
+            _, status = os.waitpid(spec["wait"], 0)
+            say(ended=spec["wait"], status=status)
+            continue
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            code = 1
+            try:
+                write(**spec)
+                code = 0
+            except BaseException as error:
+                say(failed=repr(error)[:1000], pid=os.getpid())
+            finally:
+                os._exit(code)
+        say(started=pid)
+
+
+def say(**what: Any) -> None:
+    os.write(1, json.dumps(what).encode() + b"\n")
+
+
+def write(method: str, where: str, steps: int, records: int, kill_at: int | None = None) -> None:
+    """Open and commit until step `steps`. kill_at: number of the file operation to die in."""
+    import pytest
+
+    warnings.simplefilter("ignore")
+    directory.RECORDS = records
+    lease.BEAT_S = 0.01
+    with pytest.MonkeyPatch.context() as patch:
+        if kill_at is not None:
+            KillingDisk(Path(where), patch, kinds=EVERYTHING, fails=lambda n: n == kill_at)
+        s = selector(method, Path(where))
+        say(opened=s.step_number, pid=os.getpid())
+        while s.step_number < steps:
+            drive(method, s)
+            assert s.metrics["journal_degraded"] == 0
+            say(step=s.step_number, digest=digest(s), pid=os.getpid())
+    os._exit(0)  # without giving the lease back, as a crash would
+
+
+class Zygote:
+    """The warm process, seen from the test."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.kill_writer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            cwd=Path(__file__).parent.parent,
+        )  # fmt: skip
+
+    def start(self, **spec: Any) -> Writer:
+        self.send(spec)
+        return Writer(self, self.receive()["started"])
+
+    def send(self, what: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(what) + "\n")
+        self._process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the warm process ended"
+        return dict(json.loads(line))
+
+    def close(self) -> None:
+        self._process.communicate(timeout=20)
+
+
+class Writer:
+    """One fork."""
+
+    def __init__(self, zygote: Zygote, pid: int) -> None:
+        self._zygote, self.pid = zygote, pid
+        self.told: list[dict[str, Any]] = []
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """What it says, as it says it, until it ended."""
+        self._zygote.send({"wait": self.pid})
+        while "ended" not in (line := self._zygote.receive()):
+            assert "failed" not in line, line
+            self.told.append(line)
+            yield line
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pid, number)
+
+    @property
+    def step(self) -> int:
+        """The last one that it told."""
+        return max((line.get("step", line.get("opened", 0)) for line in self.told), default=0)
+
+
+if __name__ == "__main__":
+    main()
