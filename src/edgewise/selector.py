@@ -258,9 +258,7 @@ class Selector:
 
     # -- streaming hosts -----------------------------------------------------------------------------------------------
 
-    def take(
-        self, n: int, *, signals: Signals | None = None, policy_version: int = 0, call: str | None = None
-    ) -> list[Ticket]:
+    def take(self, n: int, *, signals: Signals | None = None, policy_version: int = 0, call: str | None = None) -> list[Ticket]:
         """At most `n` tickets for an asynchronous host. After a resume, tickets that were in flight come first.
 
         Shorter than `n` (down to empty) only if every prompt is in flight or the method proposes fewer. A prompt stays in
@@ -299,13 +297,15 @@ class Selector:
                 if len(tickets) < n:
                     tickets += stage.issue(stage.propose(n - len(tickets)))
                 stage.metrics.add(rounds=1)
+                stage.release_unissued()
+                named = None if call is None else (str(call), [ticket.seq for ticket in tickets])
+                self._number, self._reissue, self._last_take = self._number + 1, waiting, named
             except BaseException:
                 stage.roll_back()
-                raise
-            finally:
                 stage.release_unissued()
-            self._number += 1
-        elif signals:  # their reports may have to ask, before a further call
+                raise
+            return tickets
+        if signals:  # their reports may have to ask, before a further call
             stage.view.aim(stage.view.number, stage.view.policy_version, signals)
         self._reissue = waiting
         self._last_take = None if call is None else (str(call), [ticket.seq for ticket in tickets])
@@ -320,8 +320,8 @@ class Selector:
 
         Args:
             reported: outcomes; one bad entry does not spoil the others.
-            signals: what the method may ask for, by name; default those of the last `take`. A host that reports before it takes,
-                after a restore, gives them here: methods that look up a prompt's embedding or anchors do so as they learn.
+            signals: what the method may ask for, by name; default those of the last `take`. A host that reports before it
+                takes, after a restore, gives them here: methods that look up an embedding or anchors do so as they learn.
             call: a name of this call, such as a uuid, for hosts that retry calls whose answer was lost. With the name of the
                 call before it, nothing changes and its answer comes back. Without, or when the selector was built again in
                 between, the retried outcomes are repeats: counted in `dup_outcomes`, and the answer is empty.
@@ -375,8 +375,8 @@ class Selector:
     def expire(self, tickets: Iterable[Ticket]) -> None:
         """Wait no longer for these tickets of `take`: their prompts may be issued again. A later outcome still teaches, once.
 
-        The verdict on such an outcome is "late": it is never trained on, it is counted in `late_outcomes`, and the method learns
-        from it. The newest 65,536 expired tickets are remembered; what comes of older ones is a repeat. A ticket that
+        The verdict on such an outcome is "late": it is never trained on, it is counted in `late_outcomes`, and the method
+        learns from it. The newest 65,536 expired tickets are remembered; what comes of older ones is a repeat. A ticket that
         continues a group does not expire but settles it: the group is judged on the rollouts it has, and an outcome that comes
         after that changes nothing.
 
@@ -384,7 +384,7 @@ class Selector:
         another prompt is a problem (an OutcomeError in strict mode). An exception leaves everything as it was.
         """
         if self._current is not None:
-            raise ConfigError("Selector.expire(): a step is open; its tickets expire with their round, those of `take` after it.")
+            raise ConfigError("Selector.expire(): a step is open; its own tickets expire with their round. Call it afterwards.")
         stage = self._streaming
         given = {ticket.seq: ticket for ticket in tickets}
         stage.mark()

@@ -451,9 +451,9 @@ class Stage:
 
     def release_offered(self) -> None:
         """Make everything this step offered choosable again, but for prompts that are in flight, wait or are retired."""
-        offered, self.view.offered = self.view.offered, []
-        for rows in offered:
+        for rows in self.view.offered:
             self._free_up(rows)
+        self.view.offered = []
 
     def _free_up(self, rows: Ints) -> None:
         selector = self._selector
@@ -486,9 +486,10 @@ class Stage:
         selector._waiting, selector._retired = self._undo_waiting, self._undo_retired
         self._pending = self._undo_pending
         self.view.aim(*self._undo_aim)
-        self.release_offered()
-        self._free_up(_NO_ROWS)
+        self.view.offered = []
+        selector._blocked[:] = False  # an interrupt may have come between a draw and the note of it
         selector._blocked[[ticket.row for ticket in selector._open.values()]] = True
+        self._free_up(_NO_ROWS)
         self._restore_shared(self._undo_shared, self._undo_rows)
         self._undo_rows = []
         selector._stream.position = self._undo_position

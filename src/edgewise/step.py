@@ -39,39 +39,40 @@ class Step:
             raise ConfigError("Selector.step(): a step is entered once, and one at a time.")
         selector.settle()  # what `report` brought is learned before this step decides anything
         self._entered = True
-        selector._current = self
         self._stage.drop_reissued()
         self._stage.view.aim(selector._number, self._policy_version, {})
         self._stage.mark()
         try:
+            selector._current = self
             self._stage.begin()
-        except BaseException:  # strict mode
-            self._stage.roll_back()
-            selector._current = None
+            return self
+        except BaseException:  # strict mode, or an interrupt
+            self._undo()
             raise
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        selector = self._selector
-        started = time.perf_counter()
-        selector._current = None
-        if kind is not None:
-            self._stage.roll_back()
-            return
-        try:
+        try:  # from the first line to the one that commits: an interrupt may come at any of them
+            selector, started = self._selector, time.perf_counter()
+            if kind is not None:
+                self._undo()
+                return
             self._take_in(self._stage.cancel_unreported())
             self._stage.learn()
-        except BaseException:  # strict mode
-            self._stage.roll_back()
+            self._stage.release_offered()
+            metrics = self._stage.metrics
+            metrics.set(step=selector._number, **selector._totals)
+            metrics.set(**self.accounts())
+            values = metrics.as_dict()
+            selector._number, selector.metrics, selector._current = selector._number + 1, values, None
+        except BaseException:  # strict mode, or an interrupt
+            self._undo()
             raise
-        self._stage.release_offered()
-        metrics = self._stage.metrics
-        metrics.set(step=selector._number, **selector._totals)
-        metrics.set(**self.accounts())
-        selector._number += 1
-        selector.metrics = metrics.as_dict()
         selector._autosave()
         selector.metrics["commit_ms"] = 1e3 * (time.perf_counter() - started)
+
+    def _undo(self) -> None:
+        self._stage.roll_back()
+        self._selector._current = None
 
     @property
     def missing(self) -> int:
