@@ -344,6 +344,35 @@ def test_a_loss_is_counted_and_told_or_in_strict_mode_an_error(saved: Saved, tmp
             resumed(saved, tmp_path / f"strict-{i}", damage, on_problem="strict")
 
 
+def test_a_checkpoint_without_its_random_state_is_told(saved: Saved, tmp_path: Path) -> None:
+    selector, said = resumed(saved, tmp_path, lambda folder: (folder / "rng_state.pth").unlink())
+    assert any("lacks rng_state.pth" in text for text in said)
+    assert selector.metrics["degraded_total"] == 0
+
+
+def test_files_as_format_1_wrote_them_are_read(saved: Saved, tmp_path: Path) -> None:
+    """They did not name their selector's state, nor their step; their digests covered less."""
+    inner = json.dumps(json.loads(saved.waiting.read_text())["made"])
+    old = tmp_path / "waiting-0.json"
+    old.write_text(f'{{"sha256": "{hashlib.sha256(inner.encode()).hexdigest()}", "made": {inner}}}')
+    known, now = read_waiting(saved, old), read_waiting(saved, saved.waiting)
+    assert known[0] == now[0]
+    assert {seq: made.records for seq, made in known[1].items()} == {seq: made.records for seq, made in now[1].items()}
+    old.write_text(old.read_text().replace('"row": ', '"row":  ', 1))
+    with pytest.raises(ValueError, match="SHA-256"):
+        read_waiting(saved, old)
+    tensors = load(saved.buffer.read_bytes())
+    buffer = tmp_path / "buffer-0.safetensors"
+    buffer.write_bytes(save(tensors, metadata=trl_cycle.shape(saved.trainer) | {"sha256": trl_cycle._digest({}, tensors)}))
+    step, parts = read_buffer(saved, buffer)
+    assert step == int(tensors["step"])
+    assert all(torch.equal(tensor, tensors[f"{i}/{name}"]) for i, part in enumerate(parts) for name, tensor in part.items())
+    tensors["0/advantages"] = tensors["0/advantages"] + 1
+    buffer.write_bytes(save(tensors, metadata=trl_cycle.shape(saved.trainer) | {"sha256": "0"}))
+    with pytest.raises(ValueError, match="SHA-256"):
+        read_buffer(saved, buffer)
+
+
 def test_parts_of_two_checkpoints_are_not_mixed(saved: Saved, tmp_path: Path) -> None:
     """Each is sound. A selector of one step and the weights of another are refused; a batch of another state is lost."""
     trainer, _ = made(tmp_path / "run", 3)

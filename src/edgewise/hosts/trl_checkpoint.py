@@ -140,6 +140,7 @@ def restore(trainer: Any, selector: Selector, checkpoint: Path, resume: str, tak
         kept = Kept(*found[0])
         take_up(checkpoint / _FOLDER, kept)
         _restore_cycle(trainer, selector, checkpoint / _FOLDER, kept)
+        _warn_of_random_states(trainer, checkpoint, kept)
 
 
 def _restore_selector(trainer: Any, selector: Selector, checkpoint: Path, resume: str) -> Kept | None:
@@ -209,6 +210,25 @@ def _restore_cycle(trainer: Any, selector: Selector, folder: Path, kept: Kept) -
     if batch:
         device = trainer.accelerator.device
         trainer._buffered_inputs = [{name: tensor.to(device) for name, tensor in part.items()} for part in batch]
+
+
+def _warn_of_random_states(trainer: Any, checkpoint: Path, kept: Kept) -> None:
+    """TRL's main process completes a checkpoint without waiting for the random states of the others, and a resumed run goes on
+    without those that a kill has cost, all but silently: the prompts are the same, what is generated is not.
+    """
+    accelerator = trainer.accelerator
+    alone = accelerator.num_processes == 1
+    file = checkpoint / ("rng_state.pth" if alone else f"rng_state_{accelerator.process_index}.pth")
+    if kept.processes != accelerator.num_processes:  # announced by transformers, and meant
+        return
+    missing = [name for name in gather_object([None if file.is_file() else file.name]) if name is not None]
+    if missing and accelerator.is_main_process:
+        warnings.warn(
+            f"edgewise: {checkpoint} lacks {', '.join(missing)}: it was not written to its end. Rollouts will differ from those of "
+            "the uninterrupted run. Resume from an older checkpoint for the same run.",
+            DegradedWarning,
+            stacklevel=4,
+        )
 
 
 def _hash(file: Path) -> str:
