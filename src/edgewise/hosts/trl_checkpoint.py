@@ -224,8 +224,8 @@ def _warn_of_random_states(trainer: Any, checkpoint: Path, kept: Kept) -> None:
     missing = [name for name in gather_object([None if file.is_file() else file.name]) if name is not None]
     if missing and accelerator.is_main_process:
         warnings.warn(
-            f"edgewise: {checkpoint} lacks {', '.join(missing)}: it was not written to its end. Rollouts will differ from those of "
-            "the uninterrupted run. Resume from an older checkpoint for the same run.",
+            f"edgewise: {checkpoint} lacks {', '.join(missing)}: it was not written to its end. Rollouts will differ from "
+            "those of the uninterrupted run. Resume from an older checkpoint for the same run.",
             DegradedWarning,
             stacklevel=4,
         )
