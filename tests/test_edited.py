@@ -936,9 +936,9 @@ def test_a_state_that_is_wrong_anywhere_is_refused_whole_or_taken_up_whole(tmp_p
             return np.concatenate([array, array]) if array.ndim else array.reshape(1)
         wild = np.array(array)
         if wild.size and wild.dtype.kind in "iu":
-            wild.reshape(-1)[rng.integers(wild.size)] = rng.choice(
-                [0, 1, 7, 10**6, np.iinfo(wild.dtype).max, np.iinfo(wild.dtype).min]
-            )
+            most = np.iinfo(wild.dtype)
+            values = [0, 1, 7, min(10**6, most.max), most.max, most.min]
+            wild.reshape(-1)[rng.integers(wild.size)] = values[rng.integers(len(values))]
         return wild
 
     tried = held = 0

@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 
 import edgewise
-from edgewise.errors import DegradedWarning, HostError, StateMismatchError
+from edgewise.errors import ConfigError, DegradedWarning, StateMismatchError
 from edgewise.hosts.trl import attach
 from tests import ledger
 from tests.hosts import tiny
@@ -94,6 +94,6 @@ def test_fewer_prompts_than_the_batch_are_refused_before_the_first_step(tmp_path
     size: dict[str, Any] = {"per_device_train_batch_size": 4 * G}
     run(tmp_path, rows(6), "mopps", 2, None, **size)
     trainer = tiny.trainer(tmp_path, data=Dataset.from_list(rows(6)[::2]), max_steps=5, **size)
-    with pytest.raises(HostError, match="train_dataset holds 3 prompts, and this trainer generates 4 groups at a time"):
+    with pytest.raises(ConfigError, match="the pool holds 3 prompts, and this trainer generates 4 groups at a time"):
         attach(trainer, "mopps")
     ledger.note(43, tried=1, held=1)

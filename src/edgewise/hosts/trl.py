@@ -134,10 +134,10 @@ def attach(
             f"{trainer.num_generations}. Change one of them."
         )
     if len(trainer.train_dataset) < groups:
-        raise HostError(
-            f"train_dataset holds {len(trainer.train_dataset)} prompts, and this trainer generates {groups} groups at a time "
-            "(generation_batch_size / num_generations): TRL's own data loader would give not one batch, and the training would "
-            "end at once. Add prompts or lower generation_batch_size."
+        raise ConfigError(
+            f"attach(trainer): the pool holds {len(trainer.train_dataset)} prompts, and this trainer generates {groups} groups "
+            "at a time (generation_batch_size / num_generations): TRL's own data loader would give not one batch, and the "
+            "training would end at once. Add prompts or lower generation_batch_size."
         )
     names = list(trainer.reward_func_names)
     if outcome is not None and outcome not in names:
