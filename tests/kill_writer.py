@@ -3,6 +3,7 @@
     python -m tests.kill_writer        reads a line of JSON for each fork from standard input, and answers on standard output:
 
     {"started": pid} {"opened": step, "pid": pid} {"step": step, "digest": of the state, "pid": pid} {"ended": pid, "status": s}
+    {"refused": why, "after": seconds, "pid": pid} {"lost": [what was said], "pid": pid}
 
 Lines are shorter than a pipe's atomic write, so those of a killed writer are whole, and all of them come before its "ended".
 """
@@ -15,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ import numpy as np
 
 import edgewise
 from edgewise import directory, lease, saved
+from edgewise.errors import StateInUseError
 from edgewise.pool import PromptPool
 from edgewise.types import Ints
 from tests.failing_disk import EVERYTHING, FailingDisk
@@ -132,22 +135,52 @@ def say(**what: Any) -> None:
     os.write(1, json.dumps(what).encode() + b"\n")
 
 
-def write(method: str, where: str, steps: int, records: int, kill_at: int | None = None) -> None:
-    """Open and commit until step `steps`. kill_at: number of the file operation to die in."""
+def write(
+    method: str, where: str, steps: int, records: int = 256, kill_at: int | None = None, meet_at: float | None = None,
+    child: str | None = None, kernel: str | None = None, pids: str | None = None, beat: float = 0.01,
+) -> None:  # fmt: skip
+    """Open and commit until step `steps`; or say that the directory was refused, or that it was lost.
+
+    kill_at: number of the file operation to die in.  meet_at: seconds of the monotonic clock at which to open.  kernel, pids:
+    what to call the kernel and the space of process numbers.  child: "fork" leaves one behind, "lock" one that keeps the lock.
+    """
     import pytest
 
     warnings.simplefilter("ignore")
     directory.RECORDS = records
-    lease.BEAT_S = 0.01
+    lease.BEAT_S = beat
     with pytest.MonkeyPatch.context() as patch:
+        if kernel is not None:
+            patch.setattr(lease, "_kernel", lambda: kernel)
+        if pids is not None:
+            patch.setattr(lease, "_pids", lambda: pids)
         if kill_at is not None:
             KillingDisk(Path(where), patch, kinds=EVERYTHING, fails=lambda n: n == kill_at)
-        s = selector(method, Path(where))
+        if meet_at is not None:
+            time.sleep(max(0.0, meet_at - time.monotonic()))
+        began = time.monotonic()
+        try:
+            s = selector(method, Path(where))
+        except StateInUseError as error:
+            say(refused=str(error), pid=os.getpid(), after=time.monotonic() - began)
+            return
         say(opened=s.step_number, pid=os.getpid())
+        assert s._files is not None
+        if child == "fork" and os.fork() == 0:
+            time.sleep(5)
+            os._exit(0)
+        if child == "lock":
+            say(child=subprocess.Popen(["sleep", "30"], pass_fds=[s._files._lease._file]).pid, pid=os.getpid())
         while s.step_number < steps:
-            drive(method, s)
-            assert s.metrics["journal_degraded"] == 0
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                drive(method, s)
+            if s.metrics["journal_degraded"]:
+                say(lost=[str(warning.message)[:1500] for warning in said], pid=os.getpid())
+                return
             say(step=s.step_number, digest=digest(s), pid=os.getpid())
+        if child is not None or kernel is not None:
+            time.sleep(30)
     os._exit(0)  # without giving the lease back, as a crash would
 
 
@@ -155,6 +188,7 @@ class Zygote:
     """The warm process, seen from the test."""
 
     def __init__(self) -> None:
+        self._backlog: list[dict[str, Any]] = []
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.kill_writer"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             cwd=Path(__file__).parent.parent,
@@ -162,7 +196,9 @@ class Zygote:
 
     def start(self, **spec: Any) -> Writer:
         self.send(spec)
-        return Writer(self, self.receive()["started"])
+        while "started" not in (line := self._read()):
+            self._backlog.append(line)  # of other forks
+        return Writer(self, line["started"])
 
     def send(self, what: dict[str, Any]) -> None:
         assert self._process.stdin is not None
@@ -170,13 +206,20 @@ class Zygote:
         self._process.stdin.flush()
 
     def receive(self) -> dict[str, Any]:
+        return self._backlog.pop(0) if self._backlog else self._read()
+
+    def _read(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line, "the warm process ended"
         return dict(json.loads(line))
 
     def close(self) -> None:
-        self._process.communicate(timeout=20)
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(20)
+        self._process.stdout.close()
 
 
 class Writer:

@@ -333,6 +333,8 @@ def _content(file: Path) -> bytes:
     opened = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         return os.read(opened, _MOST)
+    except OSError as error:  # a folder, a failing disk: say which file
+        raise OSError(error.errno, error.strerror, str(file)) from None
     finally:
         os.close(opened)
 
