@@ -40,7 +40,7 @@ def require_savable(selector: Selector) -> None:
             )
     held = selector.method.state()
     for key, array in (*held.prompts.items(), *held.shared.items()):
-        if np.asarray(array).dtype.kind not in "biuf":
+        if not state.is_savable(np.asarray(array).dtype):
             raise ConfigError(
                 f"{name}.state() must hold bool, integer and float arrays, got {np.asarray(array).dtype} for {key!r}."
             )

@@ -40,9 +40,11 @@ def encode(header: dict[str, Any], arrays: dict[str, Array]) -> bytes:
     """
     from safetensors.numpy import save as to_bytes
 
-    wrong = sorted(name for name, array in arrays.items() if array.dtype.kind not in "biuf")
+    wrong = sorted(name for name, array in arrays.items() if not is_savable(array.dtype))
     if wrong:
-        raise StateError(f"a state holds bool, integer and float arrays, got {arrays[wrong[0]].dtype} for {wrong[0]!r}.")
+        raise StateError(
+            f"a state holds bool, integer and float arrays of at most 64 bits, got {arrays[wrong[0]].dtype} for {wrong[0]!r}."
+        )
     plain = {
         name: np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<")).reshape(array.shape)
         for name, array in arrays.items()
@@ -56,6 +58,11 @@ def encode(header: dict[str, Any], arrays: dict[str, Array]) -> bytes:
     if int.from_bytes(data[:8], "little") > _MOST_HEADER:
         raise StateError(f"the header of the state has more than {_MOST_HEADER:,} bytes and could not be read back.")
     return data
+
+
+def is_savable(dtype: np.dtype[Any]) -> bool:
+    """Whether arrays of this type can be written."""
+    return dtype.kind in "biuf" and dtype.itemsize <= 8
 
 
 def decode(data: bytes, where: str, *, as_is: bool = False) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -228,7 +235,8 @@ def require_same(saved: dict[str, Any], live: dict[str, Any], where: str) -> Non
         raise StateMismatchError(
             f"{where} belongs to another run; nothing was loaded:\n  "
             + "\n  ".join(wrong)
-            + "\nUse the settings it was saved with, or start with a new directory (resume='fresh')."
+            + "\nUse the settings it was saved with, or start anew (resume='fresh'). Where only group_size, seed or "
+            "hyper-parameters differ, resume='adapt' goes on under these."
         )
 
 
