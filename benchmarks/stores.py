@@ -45,8 +45,8 @@ Rows = dict[str, Any]
 PARTS = "abcdefgh"
 SMALL, LARGE = 10_240, 1 << 20
 """Bytes of a record: a commit of 256 prompts, and a large one."""
-_PAST_A_CHECKPOINT = 400
-"""Records after which SQLite has moved some of them from its WAL into the database, at 1,000 pages, and others not."""
+_PAST_A_CHECKPOINT = 300
+"""Records of which SQLite has moved 200 from its WAL into the database, at 1,000 pages, and the others not."""
 
 
 def stores() -> list[type[Store]]:
