@@ -65,12 +65,13 @@ class Edit:
         """Raise StateMismatchError unless at least half of the saved prompts are still there: it may be another data set."""
         if 2 * self.kept >= self.saved:
             return
-        names = ", ".join(repr(name)[:60] for name in self.added_ids or self.changed_ids)
+        names = ", ".join(repr(name)[:60] for name in self.added_ids)
+        example = f" (e.g. {names})" if names else ""
         raise StateMismatchError(
             f"{where} knows {self.saved:,} prompts, and of these only {self.kept:,} are in this data set with the same "
-            f"content: {self.removed:,} are gone, {self.changed:,} have another content, {self.added:,} are new "
-            f"(e.g. {names}). Nothing was loaded. Check that this is the data set of that run and that ids come from the same "
-            "column; to go on with what is known of the others pass resume='adapt', to start from priors resume='fresh'."
+            f"content: {self.removed:,} are gone, {self.changed:,} have another content, {self.added:,} are new{example}. "
+            "Nothing was loaded. Check that this is the data set of that run and that ids come from the same column; to go on "
+            "with what is known of the others pass resume='adapt', to start from priors resume='fresh'."
         )
 
     def text(self, step: int, came_back: int = 0) -> str:

@@ -32,14 +32,16 @@ def other(before: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [both[i] for i in np.random.default_rng(0).permutation(len(both))]
 
 
-def run(out: Path, data: list[dict[str, Any]], method: Any, steps: int, resume: str | None, **given: Any) -> Any:
+def run(
+    out: Path, data: list[dict[str, Any]], method: Any, steps: int, resume: str | None, how: Any = "exact", **given: Any
+) -> Any:
     """(selector, what was said)."""
     trainer = tiny.trainer(
         out, data=Dataset.from_list(data), max_steps=steps, save_strategy="steps", save_steps=1, **given,
     )  # fmt: skip
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        selector = attach(trainer, method)
+        selector = attach(trainer, method, resume=how)
         trainer.train(resume_from_checkpoint=resume)
     assert trainer.state.global_step == steps
     return selector, [str(one.message) for one in said if issubclass(one.category, DegradedWarning)]
@@ -83,9 +85,10 @@ def test_another_data_set_is_refused_and_adapt_insists(tmp_path: Path) -> None:
         run(tmp_path, now, "mopps", 3, str(tmp_path / "checkpoint-2"))
     pool = edgewise.PromptPool.from_dataset(Dataset.from_list(now))
     insist = edgewise.Selector("mopps", pool, batch_size=2, group_size=G, seed=5, resume="adapt")
-    after, said = run(tmp_path, now, insist, 3, str(tmp_path / "checkpoint-2"))
-    assert after.step_number == 3
-    assert any("15 prompts added, 15 removed (parked)" in line for line in said)
+    for method in (insist, "mopps"):
+        after, said = run(tmp_path, now, method, 3, str(tmp_path / "checkpoint-2"), "adapt")
+        assert after.step_number == 3
+        assert any("15 prompts added, 15 removed (parked)" in line for line in said)
     ledger.note(50, tried=2, held=2)
 
 

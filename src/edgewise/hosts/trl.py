@@ -89,7 +89,7 @@ def attach(
     seed: int | None = None,
     signals: Mapping[Signal, Callable[[Ints], Any]] | None = None,
     on_problem: Literal["degrade", "strict"] = "degrade",
-    resume: Literal["exact", "fresh"] = "exact",
+    resume: Literal["exact", "adapt", "fresh"] = "exact",
     generate_rows: int | None = None,
     total_steps: int | None = None,
 ) -> Selector:
@@ -107,7 +107,8 @@ def attach(
         signals: extra signals, name -> function of (n,) dataset rows, run on the main process.
         on_problem: "degrade" or "strict", as in `Selector`.
         resume: what to do when the trainer resumes. "exact" needs the selector state in the checkpoint; "fresh" starts from
-            priors if it has none.
+            priors if it has none. "adapt" as "exact", and takes up a state of other settings, see `Selector`; a `Selector` that
+            is given must have been made with it.
         generate_rows: rollouts a process generates in one call, at most. Default: TRL's own local generation batch, so memory
             stays what the user sized; with vLLM the whole round.
         total_steps: generation batches that the run will make, for methods that follow a schedule; default from `max_steps`.
@@ -177,6 +178,7 @@ def attach(
             on_problem=on_problem,
             correct_at=correct_at,
             total_steps=total_steps or _generations(trainer),
+            resume="adapt" if resume == "adapt" else "auto",
         )
     host = Rounds(trainer, selector, outcome, correct_at, dict(signals or {}), resume, generate_rows)
     host.check_signals()
