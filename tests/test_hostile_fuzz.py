@@ -31,7 +31,7 @@ from edgewise.lab import record, runner
 from edgewise.lab.compare import Comparison
 from tests import ledger
 
-CASES = ledger.cases(20, chaos=3_000)
+CASES = ledger.cases(20, chaos=1_000)
 fuzzed = settings(
     max_examples=CASES, deadline=None, database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],

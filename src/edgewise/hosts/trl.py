@@ -29,7 +29,8 @@ import torch
 import trl
 from datasets import IterableDataset
 
-from edgewise.errors import ConfigError, DegradedWarning, HostError
+from edgewise.errors import ConfigError, DegradedWarning, HostError, nearest
+from edgewise.foreign import shown
 from edgewise.hosts import trl_checkpoint
 from edgewise.hosts.trl_rounds import Rounds
 from edgewise.method import Method
@@ -124,10 +125,7 @@ def attach(
     if isinstance(trainer, _SelectingMixin):
         raise HostError("attach(trainer): edgewise is attached to this trainer already; attach once.")
     _refuse_what_is_not_carried(trainer)
-    if generate_rows is not None and (
-        isinstance(generate_rows, bool) or not isinstance(generate_rows, int) or generate_rows < 1
-    ):
-        raise ConfigError(f"attach(generate_rows=...) must be a whole number >= 1 or None, got {generate_rows!r}.")
+    _refuse_wrong_arguments(outcome, signals, resume, generate_rows, total_steps)
     groups, rest = divmod(trainer.args.generation_batch_size, trainer.num_generations)
     if rest:
         raise HostError(
@@ -142,7 +140,8 @@ def attach(
         )
     names = list(trainer.reward_func_names)
     if outcome is not None and outcome not in names:
-        raise ConfigError(f"attach(outcome={outcome!r}): no reward function has that name; there are {names}.")
+        hint = nearest(outcome, names)
+        raise ConfigError(f"attach(outcome={shown(outcome)}): no reward function has that name; there are {names}.{hint}")
     if outcome is None and len(names) > 1:
         warnings.warn(
             f"edgewise: {len(names)} reward functions {names} and no attach(outcome=...): groups are judged on the weighted "
@@ -186,6 +185,28 @@ def attach(
     trainer.__class__ = type(f"Selecting{cls.__name__}", (_SelectingMixin, cls), {})
     trainer._edgewise = host
     return selector
+
+
+_RESUMES = ("exact", "adapt", "fresh")
+_MOST_ROWS = 2**31
+
+
+def _refuse_wrong_arguments(
+    outcome: object, signals: object, resume: object, generate_rows: object, total_steps: object
+) -> None:
+    """Raise ConfigError for those that `Selector` does not look at."""
+    if outcome is not None and not isinstance(outcome, str):
+        raise ConfigError(f"attach(outcome=...) must be the name of a reward function, or None, got {shown(outcome)}.")
+    plain = isinstance(signals, Mapping) and all(isinstance(k, str) and callable(f) for k, f in signals.items())
+    if signals is not None and not plain:
+        raise ConfigError(f"attach(signals=...) must be a mapping of names to functions, or None, got {shown(signals)}.")
+    if not isinstance(resume, str) or resume not in _RESUMES:
+        hint = nearest(resume, _RESUMES) if isinstance(resume, str) else ""
+        raise ConfigError(f"attach(resume=...) must be {' or '.join(map(repr, _RESUMES))}, got {shown(resume)}.{hint}")
+    for name, value in (("generate_rows", generate_rows), ("total_steps", total_steps)):
+        whole = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= _MOST_ROWS
+        if value is not None and not whole:
+            raise ConfigError(f"attach({name}=...) must be a whole number >= 1 or None, got {shown(value)}.")
 
 
 def _generations(trainer: Any) -> int | None:
