@@ -349,7 +349,7 @@ class Quiet(SelectorMachine):
         self._quiet.__exit__(None, None, None)
 
 
-EXAMPLES = ledger.cases(150, chaos=3_000)
+EXAMPLES = ledger.cases(150, chaos=1_000)
 
 
 class TestSelectorAgainstAModel(Quiet.TestCase):  # type: ignore[misc, name-defined]

@@ -243,7 +243,7 @@ def test_an_interrupt_before_any_line_of_a_step_leaves_it_undone_or_done() -> No
             run_step(before, version)
     states = [whole(before), whole(after)]
     tried = held = 0
-    line, stride = 0, 41 if ledger.cases(0, chaos=1) == 0 else 5
+    line, stride = 0, 97 if ledger.cases(0, chaos=1) == 0 else 5
     while True:
         s = selector(n=N)
         for version in range(2):
@@ -273,7 +273,7 @@ def test_an_interrupt_before_any_line_of_a_stream_loses_no_ticket() -> None:
         s.settle()
 
     tried = held = 0
-    line, stride = 0, 29 if ledger.cases(0, chaos=1) == 0 else 3
+    line, stride = 0, 61 if ledger.cases(0, chaos=1) == 0 else 3
     while True:
         s = selector(n=N)
         s.report([answer(t) for t in s.take(6)[:2]])
@@ -594,13 +594,13 @@ POOLS: dict[str, Callable[[int, int], list[Any]]] = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_pool_with_nothing_to_learn_ends_every_step_soon_and_never_the_run(name: str) -> None:
-    """Six kinds of pool, eight steps each: no error, no step without end; prompts are still asked for where any can be."""
+    """Six kinds of pool, some steps each: no error, no step without end; prompts are still asked for where any can be."""
     tried = held = 0
     for kind, rewards in POOLS.items():
         world = World(24, pass_rates=np.full(24, {"mastered": 1.0, "impossible": 0.0}.get(kind, 0.5)))
         counted = Counted(make(name))
         s = selector_of(counted, world, Size(4, G, 8), on_problem="degrade")
-        for version in range(8):
+        for version in range(ledger.cases(4, chaos=8)):
             counted.calls, asked = 0, 0
             try:
                 with s.step(policy_version=version) as step:

@@ -20,6 +20,10 @@ OnProblem = Callable[[OutcomeError], None]
 _STATUSES = ("ok", "truncated", "failed", "cancelled")
 _PLAIN = frozenset({bool, int, float, type(None)})
 _MOST = 2**62  # tokens of one group
+LARGEST = 1e100
+"""Size beyond which a reward is as good as infinite: sums, squares and means of what is smaller stay finite."""
+LARGEST_ENTROPY = 1e6
+"""Nats a token. A vocabulary of a million words allows 14."""
 
 
 def _number(value: Any) -> float | None:
@@ -59,17 +63,17 @@ def _tables(given: Sequence[Any], what: str, tickets: Sequence[Ticket], on_probl
 
 
 def _filled(flat: list[Any], lengths: Ints, width: int) -> Floats | None:
-    """(n, width) with the numbers of each row at its front; None if one of them is infinite."""
+    """(n, width) with the numbers of each row at its front; None if one of them is infinite, or as good as."""
     table = np.full((len(lengths), width), math.nan)
     try:
         table[np.arange(width) < lengths[:, None]] = np.array(flat, dtype=np.float64)
     except OverflowError:
         return None
-    return None if np.isinf(table).any() else table
+    return None if (np.abs(table) > LARGEST).any() else table
 
 
 def _numbers(values: Any, what: str, ticket: Ticket, on_problem: OnProblem) -> list[float]:
-    """The numbers of one ticket, NaN where missing or refused; ±inf and non-numbers are refused, never clipped."""
+    """The numbers of one ticket, NaN where missing or refused; ±inf, huge and non-numbers are refused, never clipped."""
     where = f"Outcome({what}=...) of prompt {ticket.prompt_id!r}"
     if isinstance(values, (str, bytes)) or not (hasattr(values, "__len__") and hasattr(values, "__iter__")):
         on_problem(
@@ -98,14 +102,14 @@ def _numbers(values: Any, what: str, ticket: Ticket, on_problem: OnProblem) -> l
                     "as missing."
                 )
             )
-        elif math.isinf(number):
+        elif abs(number) > LARGEST:
             on_problem(
                 OutcomeError(
                     f"{where}: entry {i} must be finite, got {number}. That rollout counts as missing; check the reward "
-                    "function."
+                    f"function. (Beyond {LARGEST:g}, sums are infinite.)"
                 )
             )
-        numbers.append(math.nan if number is None or math.isinf(number) else number)
+        numbers.append(math.nan if number is None or abs(number) > LARGEST else number)
     return numbers
 
 
@@ -128,7 +132,8 @@ def _whole(value: Any, ticket: Ticket, on_problem: OnProblem) -> int:
 def stack(outcomes: Sequence[Outcome], on_problem: OnProblem) -> Groups:
     """Check and stack outcomes whose tickets are known, in the order given.
 
-    Rewards: None and NaN are missing rollouts; ±inf, strings and the like go to `on_problem` and count as missing.
+    Rewards: None and NaN are missing rollouts; ±inf, numbers beyond `LARGEST`, strings and the like go to `on_problem` and
+    count as missing. Entropies that are none, or beyond `LARGEST_ENTROPY`, are missing.
     `failed` and `cancelled` rollouts are missing whatever reward they carry; `truncated` ones count as scored.
     Raises whatever `on_problem` raises.
     """
@@ -184,9 +189,9 @@ def _entropies(given: Any, ticket: Ticket, into: Floats, on_problem: OnProblem) 
     """Write the entropy of each response into `into` (G,), where they are known one by one; return their mean, or NaN."""
     alone = _number(given)
     if alone is not None:
-        return alone if math.isfinite(alone) else math.nan
-    values = _numbers(given.tolist() if hasattr(given, "tolist") else given, "rollout_entropy", ticket, on_problem)
-    into[: len(values)] = values
+        return alone if abs(alone) <= LARGEST_ENTROPY else math.nan
+    values = np.array(_numbers(given.tolist() if hasattr(given, "tolist") else given, "rollout_entropy", ticket, on_problem))
+    into[: len(values)] = np.where(np.abs(values) <= LARGEST_ENTROPY, values, math.nan)
     known = into[np.isfinite(into)]
     return float(known.mean()) if len(known) else math.nan
 
