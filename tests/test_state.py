@@ -329,3 +329,41 @@ def test_disk_full_at_any_write_leaves_the_last_state(tmp_path: Path, monkeypatc
             run_step(s)
             assert selector(directory=folder).step_number == 3
             assert not list(folder.glob(".*"))
+
+
+def test_each_outage_is_told_once_and_the_next_one_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    s = selector(directory=tmp_path)
+    told = []
+    for broken in (False, True, True, True, False, False, True, True, False):
+        monkeypatch.setattr(os, "fsync", full if broken else os.fsync)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run_step(s)
+        monkeypatch.undo()
+        told.append(len(caught))
+        assert s.metrics["journal_degraded"] == float(broken)
+        assert s.metrics["degraded_total"] == s._totals["degraded_total"]
+    assert told == [0, 1, 0, 0, 0, 0, 1, 0, 0]
+    assert selector(directory=tmp_path).step_number == 9
+
+
+def test_a_method_whose_state_raises_at_a_commit_stops_no_run(tmp_path: Path) -> None:
+    s = selector(directory=tmp_path)
+    run_step(s)
+    good = s.method.state
+
+    def broken() -> MethodState:
+        raise ZeroDivisionError("state")
+
+    s.method.state = broken  # type: ignore[method-assign]
+    with pytest.warns(DegradedWarning, match="counting.state failed: ZeroDivisionError: state. Nothing was written"):
+        s.commit()
+    assert s.metrics["journal_degraded"] == 1
+    s.method.state = good  # type: ignore[method-assign]
+    s.commit()
+    assert s.metrics["journal_degraded"] == 0

@@ -134,9 +134,10 @@ def applied(
             found[name] = table[np.argsort(table[:, 0], kind="stable")]
         elif kind == "some":
             index, old = parts[f"index/{name}"], found[name]
-            grown = np.zeros((max(len(old), int(index.max()) + 1), *old.shape[1:]), dtype=old.dtype)
-            if len(grown) > len(old) + len(index):
+            length = max(len(old), int(index.max()) + 1)
+            if length > len(old) + len(index):
                 raise ValueError(f"{name} would grow by more entries than there are")
+            grown = np.zeros((length, *old.shape[1:]), dtype=old.dtype)
             grown[: len(old)] = old
             grown[index] = part
             found[name] = grown

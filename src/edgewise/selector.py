@@ -194,6 +194,7 @@ class Selector:
         self._current: Step | None = None
         self._streaming = Stage(self, streaming=True)
         self._files: RunDirectory | None = None
+        self._behind = False  # the last commit did not reach the disk
         self._touched: list[Ints] = []
         """Rows whose per-prompt state changed since the last commit to `directory`."""
         saved.require_savable(self)
@@ -485,23 +486,42 @@ class Selector:
         if self._files is None:
             return
         rows = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, dtype=np.int64)
+        self._touched = [rows]
         try:
-            self.metrics["commit_bytes"] = float(self._files.commit(*saved.content(self), rows))
-            self.metrics["journal_degraded"] = 0.0
-            self._touched = []
-            self._tell()
-        except MethodError as error:
+            content = saved.content(self)
+        except Exception as error:  # the method's own
+            self._is_degraded(
+                MethodError(f"{self.method.name}.state failed: {type(error).__name__}: {error}. Nothing was written.")
+            )
+            return
+        try:
+            self.metrics["commit_bytes"] = float(self._files.commit(*content, rows))
+        except MethodError as error:  # it is on disk all the same
             self._touched = []
             self.problem(MethodError(f"{self.method.name}: {error}"))
+            return
         except (OSError, StateError) as error:
-            self._touched = [rows]
-            self.metrics["journal_degraded"] = 1.0
-            self.problem(
+            self._is_degraded(
                 StateError(
                     f"Selector(directory={str(self.directory)!r}): the state of step {self._number} could not be written: "
-                    f"{error} The run goes on, and each commit tries again; until then the last written state stands."
+                    f"{str(error).rstrip('.')}. The run goes on, and each commit tries again; until then the last written state "
+                    "stands."
                 )
             )
+            return
+        self._touched = []
+        if self._behind:
+            self._behind = False
+            self._warned -= {StateError.__name__, MethodError.__name__}  # the next failure is news again
+        self.metrics["journal_degraded"] = 0.0
+        self._tell()
+
+    def _is_degraded(self, error: EdgewiseError) -> None:
+        """This commit did not reach the disk."""
+        self._behind = True
+        self.metrics["journal_degraded"] = 1.0
+        self.problem(error)
+        self.metrics["degraded_total"] = self._totals["degraded_total"]
 
     def _tell(self) -> None:
         """Say what became of the directory that the user should know."""
