@@ -504,8 +504,8 @@ class Selector:
             self._is_degraded(
                 StateError(
                     f"Selector(directory={str(self.directory)!r}): the state of step {self._number} could not be written: "
-                    f"{str(error).rstrip('.')}. The run goes on, and each commit tries again; until then the last written state "
-                    "stands."
+                    f"{str(error).rstrip('.')}. The run goes on, and each commit tries again; until then the last written "
+                    "state stands."
                 )
             )
             return
