@@ -30,12 +30,10 @@ from edgewise.signals.entropy import response_entropy
 from edgewise.step import Step
 from edgewise.types import PROMPT_ENTROPY, ROLLOUT_ENTROPY, Floats, Groups, Ints, Outcome, Signal, Ticket
 
-_LEVELS = frozenset(
-    {
-        "step", "rollouts_total", "tokens_total", "degraded_total", "dup_outcomes", "late_outcomes", "epoch", "in_flight",
-        "p_easy", "p_hard",
-    }  # fmt: skip
-)
+_LEVELS = frozenset({
+    "step", "rollouts_total", "tokens_total", "degraded_total", "dup_outcomes", "late_outcomes", "epoch", "in_flight", "p_easy",
+    "p_hard",
+})  # fmt: skip
 """Metrics that are logged as they stand; all others are averaged over the steps since the last log line."""
 
 
