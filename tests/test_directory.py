@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import sys
+import tracemalloc
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise import state
+from edgewise import deltas, state
 from edgewise.directory import RunDirectory
 from edgewise.errors import DegradedWarning, MethodError, StateError
 from edgewise.history import History, files
@@ -441,13 +442,13 @@ def test_a_snapshot_that_cannot_be_written_costs_no_commit(tmp_path: Path, twin:
     s = committed(tmp_path, 3)
     attempts = []
 
-    def save(path: Path, *more: Any) -> int:
+    def save(path: Path, data: bytes) -> None:
         attempts.append(path)
         raise OSError(28, "No space left on device", str(path))
 
     with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        patch.setattr(state, "save", save)
+        patch.setattr(state, "write", save)
         for k in range(3, 15):
             assert run_step(s, k) == twin.asked[k]
             assert s.metrics["journal_degraded"] == 0
@@ -473,10 +474,10 @@ def test_a_journal_does_not_outgrow_what_a_reader_takes(tmp_path: Path, monkeypa
     directory = RunDirectory(tmp_path, most)
     directory.commit({"step": 0}, {"method/prompts/p": np.zeros((100, 8))}, np.arange(0))
 
-    def save(path: Path, *more: Any) -> int:
+    def save(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr(state, "save", save)
+    monkeypatch.setattr(state, "write", save)
     values = np.zeros((100, 8))
     for step in range(1, 60):
         values[:30] = step
@@ -576,6 +577,38 @@ def test_an_interrupt_in_any_line_of_a_commit_leaves_a_run_that_goes_on(
         assert (found.arrays["method/prompts/p"] == values).all(), f"line {at}"
     assert interrupted > 30
     directory.close()
+
+
+def test_what_nobody_writes_to_reaches_the_difference_as_the_same_object(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the keys of a million prompts would be compared at each commit."""
+    keys = np.arange(10, dtype=np.uint64)
+    keys.flags.writeable = False
+    directory, compared = RunDirectory(tmp_path, MOST), []
+    real = deltas._some
+    monkeypatch.setattr(deltas, "_some", lambda name, *more: compared.append(name) or real(name, *more))
+    for step in range(4):
+        directory.commit({"step": step}, {"pool/ids": keys, "method/shared/x": np.zeros(2)}, np.arange(0))
+    assert set(compared) == {"method/shared/x"}
+    directory.close()
+
+
+def test_memory_follows_the_state_and_not_the_bound_on_it(tmp_path: Path) -> None:
+    """A file is bounded by what a state of this run may have; that much must not be allocated to read one."""
+    directory, values = RunDirectory(tmp_path, 1 << 33), np.zeros((50_000, 4))
+    tracemalloc.start()
+    try:
+        for step in range(3):
+            directory.commit({"step": step}, {"method/prompts/p": values}, np.arange(5))
+        directory.close()
+        assert len(files(tmp_path, "safetensors")) == 2
+        assert History.of(tmp_path).newest() is not None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * values.nbytes
+    ledger.note(64, tried=1, held=1)
 
 
 def test_big_endian_arrays_are_saved_without_a_complaint(tmp_path: Path) -> None:

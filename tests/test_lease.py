@@ -236,7 +236,7 @@ def test_what_a_writer_writes_after_its_last_look_is_never_the_newest_state(
     for _ in range(5):
         drive("counting", old)
     taken: list[Any] = []
-    real_append, real_save = journal.Tail.append, state.save
+    real_append, real_write = journal.Tail.append, state.write
 
     def takeover() -> None:
         if not taken:
@@ -248,9 +248,9 @@ def test_what_a_writer_writes_after_its_last_look_is_never_the_newest_state(
         takeover()
         real_append(tail, data)
 
-    def save(*what: Any) -> int:
+    def save(path: Path, data: bytes) -> None:
         takeover()
-        return real_save(*what)
+        real_write(path, data)
 
     with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -258,7 +258,7 @@ def test_what_a_writer_writes_after_its_last_look_is_never_the_newest_state(
             patch.setattr(journal.Tail, "append", append)
         else:
             old._files._start_over()
-            patch.setattr(state, "save", save)
+            patch.setattr(state, "write", save)
         drive("counting", old)
         drive("counting", old)
     assert old.metrics["journal_degraded"] == 1

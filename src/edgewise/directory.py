@@ -88,6 +88,7 @@ class RunDirectory:
         self._snapshot_size = 0
         self._restored = False
         self._whole = self._whole_is_told = False
+        self._wrong: tuple[str, ...] = ()
         self._try_again_at = self._wait = 0
 
     def _highest_fence(self) -> int:
@@ -208,11 +209,9 @@ class RunDirectory:
     def _compact(self, header: Mapping[str, Any], arrays: Mapping[str, Array], digest: bytes) -> int:
         """A new snapshot of the state just committed, once its records are known to lead to it. Returns its bytes, or 0."""
         try:
-            history = self.history()
-            node = next((node for node in history.nodes() if node.id == digest), None)
-            replayed = history.replayed(node, self.generations - 1) if node is not None else None
-            if replayed is not None and not differing(arrays, replayed.arrays):
-                self._lineage = list(replayed.snapshots)
+            lineage, wrong = self._read_back(arrays, digest)
+            if lineage is not None and not wrong:
+                self._lineage = lineage
                 size = self._snapshot(header, arrays, digest)
                 self._wait = self._try_again_at = 0
                 return size
@@ -225,14 +224,25 @@ class RunDirectory:
             self._try_again_at = self._commit + self._wait
             return 0
         self._start_over()  # from here on an error means that this commit is not durable
-        if replayed is None:
-            self.notes += history.broken or [f"{self.path}: the journal of this run cannot be read back."]
+        if lineage is None:
             return self._snapshot(header, arrays, uuid.uuid4().bytes)
-        self._whole = True
-        self._wrong = differing(arrays, replayed.arrays)
+        self._whole, self._wrong = True, wrong
         size = self._snapshot(header, arrays, uuid.uuid4().bytes)
         self._tell_of_whole_snapshots()
         return size
+
+    def _read_back(self, arrays: Mapping[str, Array], digest: bytes) -> tuple[list[Found] | None, tuple[str, ...]]:
+        """Snapshots on the way to the state just committed, newest first, and names of arrays that came back as others.
+
+        None, and a note, if its records do not lead to it. What was read is gone at the end: it is as large as the state.
+        """
+        history = self.history()
+        node = next((node for node in history.nodes() if node.id == digest), None)
+        replayed = history.replayed(node, self.generations - 1) if node is not None else None
+        if replayed is None:
+            self.notes += history.broken or [f"{self.path}: the journal of this run cannot be read back."]
+            return None, ()
+        return list(replayed.snapshots), differing(arrays, replayed.arrays)
 
     def _tell_of_whole_snapshots(self) -> None:
         """Raise MethodError, once, if that is how it goes from here on."""
@@ -245,16 +255,19 @@ class RunDirectory:
                 "the whole state."
             )
 
-    _wrong: tuple[str, ...] = ()
-
     def _snapshot(self, header: Mapping[str, Any], arrays: Mapping[str, Array], identity: bytes) -> int:
         """Write a whole state, as that of the record just appended if there is one. Raises OSError, StateError."""
         if self._tip is None or self._tip.id != identity:
             self._commit += 1
         found = Found(self._lease.fence, self._commit, self._file("safetensors"))
         own = {"state": identity.hex(), "fence": self._lease.fence, "commit": self._commit}
-        size = state.save(found.path, {**header, **own}, dict(arrays))
-        state.load(found.path, max(size, self.most))  # read back and verified, before anything older goes
+        data = state.encode({**header, **own}, dict(arrays))
+        state.write(found.path, data)
+        if state.read(found.path, max(len(data), self.most)) != data:  # read back before anything older goes
+            raise StateError(
+                f"{found.path} was written, and something else is read back: the disk does not keep what it takes."
+            )
+        size = len(data)
         self._lease.require()
         self._journal = None
         self._tip = _Tip(Base(header, arrays), identity)
@@ -327,8 +340,9 @@ class RunDirectory:
 
 
 def _plain(array: Array) -> Array:
-    """As it is read back: little-endian. No copy where it is that already."""
-    return np.asarray(array, dtype=array.dtype.newbyteorder("<"))
+    """As it is read back: little-endian. The same object where it is that already, as `Base` goes by it."""
+    little = array.dtype.newbyteorder("<")
+    return array if array.dtype == little else array.astype(little)
 
 
 def differing(a: Mapping[str, Array], b: Mapping[str, Array]) -> tuple[str, ...]:

@@ -79,7 +79,8 @@ def decode(data: bytes, where: str, *, as_is: bool = False) -> tuple[dict[str, A
         header = _parsed(text)
         if not isinstance(header, dict) or type(header.get("format")) is not int or header["format"] < 1:
             raise StateError(f"{where}: the header is not an edgewise header.")
-        arrays = {name: np.array(array) for name, array in from_bytes(data).items()}
+        found = from_bytes(data)
+        arrays = {name: np.array(found.pop(name)) for name in list(found)}  # one at a time: there may be a gigabyte of them
         if _digest(text, arrays) != digest:  # before the format is believed, which is a digit that may have flipped
             raise StateError(f"{where} is damaged: its SHA-256 does not match its content. Use an older state.")
         if header["format"] > FORMAT:
@@ -223,7 +224,7 @@ def read(source: Path, most: int, first: int | None = None) -> bytes:
         if found.st_size > most:
             raise StateError(f"{source} has {found.st_size:,} bytes, more than any state of this run could ({most:,}).")
         try:
-            return opened.read(most if first is None else first)
+            return opened.read(min(found.st_size, most if first is None else first))  # a bound would be allocated whole
         except (OSError, MemoryError) as error:
             raise StateError(f"{source} cannot be read: {error}.") from error
 
