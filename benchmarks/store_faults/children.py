@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import signal
 import sys
@@ -129,6 +130,7 @@ def wait_for(out: int, lines: int, patience: float = HANG) -> bytes:
 def short(error: BaseException) -> str:
     """One line of an error."""
     text = " ".join(f"{type(error).__name__}: {error}".split())
+    text = re.sub(r"/[^\s'\"]*/", "", text)  # names of files, not of folders of this machine
     return text if len(text) <= 160 else text[:157] + "..."
 
 
