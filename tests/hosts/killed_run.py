@@ -351,7 +351,7 @@ def _trap(trainer: Any, cls: Any, life: Life, calls: dict[str, int]) -> None:
 
         if scope == "save":
             audited.append(file)
-        if wanted >= 0 or life.name == "whole":
+        if wanted >= 0 or (life.name == "whole" and key != "save-1"):  # the first save loads modules: many calls, seen once
             sys.setprofile(profile)
         try:
             return work()
