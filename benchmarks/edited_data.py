@@ -51,8 +51,8 @@ def measure(name: str, size: int, folder: Path) -> str:
     live.save(folder / "after")
     _, plain = timed(lambda: selector(after).restore(folder / "after"))
     return (
-        f"{name:6} {size:>9,} prompts: keys {keys:.3f} s, compare {comparison:.3f} s, refit {fitted:.3f} s, restore with the edit "
-        f"{edited:.3f} s, without {plain:.3f} s"
+        f"{name:6} {size:>9,} prompts: keys {keys:.3f} s, compare {comparison:.3f} s, refit {fitted:.3f} s, restore with "
+        f"the edit {edited:.3f} s, without {plain:.3f} s"
     )
 
 
