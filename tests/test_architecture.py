@@ -70,7 +70,7 @@ LEVELS = {
     "cli": 11,
     "__main__": 12,
 }
-SAME_ROOM = dict.fromkeys(("stage", "view", "step", "saved", "waiting", "accounts", "contract"), "selector")
+SAME_ROOM = dict.fromkeys(("stage", "view", "step", "saved", "waiting", "accounts", "contract", "accepted", "undo"), "selector")
 SAME_ROOM["history"] = "directory"
 """Files that were split off another and share its room."""
 

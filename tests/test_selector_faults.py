@@ -467,7 +467,7 @@ def test_ten_thousand_takes_leave_nothing_behind() -> None:
             s.report([answer(t) for t in waiting[:2]])
             waiting = waiting[2:]
     stage = s._streaming
-    held = [stage.view.offered, stage.view.issued, stage._undo_rows, stage._round_tickets, stage._of_round, s._reissue]
+    held = [stage.view.offered, stage.view.issued, stage._undo.rows, stage._round_tickets, stage._of_round, s._reissue]
     assert sum(map(len, held)) <= 2
     assert len(stage.accounts._entropies) <= 22
     assert len(s._open) == len(waiting) <= 22

@@ -7,30 +7,29 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgewise import outcomes
+from edgewise.accepted import accepted
 from edgewise.accounts import Accounts
 from edgewise.contract import check_requests, check_verdicts
 from edgewise.decided import LATE, Judged, Pending, nothing
 from edgewise.errors import EdgewiseError, HostError, MethodError, OutcomeError, ShortfallError
 from edgewise.metrics import StepMetrics
 from edgewise.types import (
-    Array,
     Groups,
     Ints,
-    MethodState,
     Outcome,
     Requests,
     Ticket,
     Verdicts,
 )
+from edgewise.undo import Undo
 from edgewise.view import View
-from edgewise.waiting import Retired, Waiting
 
 if TYPE_CHECKING:
     from edgewise.selector import Selector
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
 
 MOST_EXPIRED = 65_536
 """Expired tickets that are remembered: 8 numbers each in a saved state. The oldest go first."""
-_NAMED = 3
-"""Tickets that an error names as the nearest."""
 
 
 class Stage:
@@ -53,16 +50,7 @@ class Stage:
         self._of_round: dict[int, Outcome] = {}
         self._pending = Pending()
         self._fallen_back = False
-        self._undo_rows: list[tuple[Ints, dict[str, Array]]] = []
-        self._undo_shared: dict[str, Array] = {}
-        self._undo_position = 0
-        self._undo_premise: dict[str, Array] = {}
-        self._undo_waiting = Waiting()
-        self._undo_retired = Retired()
-        self._undo_pending = Pending()
-        self._undo_open: dict[int, Ticket] = {}
-        self._undo_expired: dict[int, Ticket] = {}
-        self._undo_aim = self.view.aimed
+        self._undo = Undo(selector, self.view, self._failed)
 
     @property
     def metrics(self) -> StepMetrics:
@@ -73,15 +61,7 @@ class Stage:
 
     def mark(self) -> None:
         """Remember what `roll_back` goes back to: the start of a step, or of one call when streaming."""
-        selector = self._selector
-        self._undo_rows = []
-        self._undo_shared = _copies(self._held().shared)
-        self._undo_position = selector._stream.position
-        self._undo_premise = selector._premise.arrays()
-        self._undo_waiting, self._undo_retired = selector._waiting.copy(), selector._retired.copy()
-        self._undo_pending = self._pending.copy()
-        self._undo_open, self._undo_expired = dict(selector._open), selector._expired
-        self._undo_aim = self.view.aimed
+        self._undo.mark(self._pending)
 
     def drop_reissued(self) -> None:
         """Tickets that a restore left in flight expire: the step that was cut off is done again as a whole.
@@ -123,7 +103,7 @@ class Stage:
         What the failing call drew goes back to the stream: it is as if it had not been asked.
         """
         selector = self._selector
-        before, position, offers = _copies(self._held().shared), selector._stream.position, len(self.view.offered)
+        before, position, offers = self._undo.shared(), selector._stream.position, len(self.view.offered)
         started, signal_before = time.perf_counter(), self.metrics.get("signal_s")
         try:
             requests = selector.method.propose(room, self.view)
@@ -134,7 +114,7 @@ class Stage:
         except Exception as error:
             if selector.strict:
                 raise
-            self._restore_shared(before)
+            self._undo.restore(before)
             drawn, self.view.offered = self.view.offered[offers:], self.view.offered[:offers]
             for rows in drawn:
                 selector._blocked[rows] = False
@@ -209,53 +189,8 @@ class Stage:
 
         A step takes the outcomes of its own tickets and of expired ones: those of `take` are reported to the selector.
         """
-        selector = self._selector
-        held = selector._open if self.view.streaming else self._round_tickets
-        good: list[Outcome] = []
-        late: list[Outcome] = []
-        seen: set[int] = set()
-        for outcome in reported:
-            if not isinstance(outcome, Outcome) or not _is_ticket(outcome.ticket):
-                selector.problem(
-                    OutcomeError(
-                        f"report(...) takes a list of edgewise.Outcome, each with the ticket it answers, got {outcome!r:.200}. "
-                        "It is left out."
-                    )
-                )
-                continue
-            seq = outcome.ticket.seq
-            issued = held.get(seq) or selector._expired.get(seq)
-            if issued is None or seq in seen or seq in self._of_round:
-                selector._totals["dup_outcomes"] += 1
-                if selector.strict:
-                    raise OutcomeError(self._stranger(outcome.ticket, held))
-                continue
-            same = outcome.ticket is issued or replace(outcome.ticket, predicted_pass_rate=issued.predicted_pass_rate) == issued
-            if not same:
-                selector.problem(
-                    OutcomeError(
-                        f"Outcome for ticket {issued.seq}: it was issued for prompt {issued.prompt_id!r} and is reported for "
-                        f"{outcome.ticket.prompt_id!r}. The outcome is refused whole."
-                    )
-                )
-                continue
-            seen.add(seq)
-            (good if seq in held else late).append(outcome if outcome.ticket is issued else replace(outcome, ticket=issued))
-        return good, late
-
-    def _stranger(self, ticket: Ticket, held: Mapping[int, Ticket]) -> str:
-        """What to say of a ticket that is not open."""
-        if ticket.seq < self._selector._next_seq:
-            why = "it was already reported or cancelled, or `take` issued it."
-        else:
-            why = "no such ticket was issued."
-        near = sorted(held, key=lambda seq: abs(seq - ticket.seq))[:_NAMED]
-        known = ", ".join(f"{seq} ({held[seq].prompt_id!r})" for seq in near)
-        same = [str(seq) for seq, open_ in held.items() if open_.prompt_id == ticket.prompt_id][:_NAMED]
-        return (
-            f"Outcome for ticket {ticket.seq} of prompt {ticket.prompt_id!r}: {why} Nearest open tickets: {known or 'none'}."
-            + f" Open tickets of that prompt: {', '.join(same)}." * bool(same)
-        )
+        held = self._selector._open if self.view.streaming else self._round_tickets
+        return accepted(self._selector, reported, held, self._of_round)
 
     def settle(self, reported: Sequence[Outcome]) -> Judged:
         """Judge; where the verdict is final, the method will `learn`. A method of scope "batch" waits for the whole round.
@@ -354,7 +289,7 @@ class Stage:
 
     def _judge(self, groups: Groups) -> Verdicts:
         selector = self._selector
-        before = _copies(self._held().shared)
+        before = self._undo.shared()
         try:
             verdicts = selector.method.judge(outcomes.copied(groups), self.view)
             check_verdicts(selector.method.name, verdicts, groups)
@@ -362,16 +297,15 @@ class Stage:
         except Exception as error:
             if selector.strict:
                 raise
-            self._restore_shared(before)
+            self._undo.restore(before)
             self._failed("judge", error, "All whole groups are kept.")
             return Verdicts.of(groups.valid.sum(axis=1) >= 2, "incomplete")
 
     def _observe(self, groups: Groups) -> None:
         selector = self._selector
         rows = np.unique(groups.rows)
-        held = self._held()
-        before = _copies(held.shared)
-        self._undo_rows.append((rows, {k: v[rows].copy() for k, v in held.prompts.items()}))
+        before = self._undo.shared()
+        self._undo.touch(rows)
         if selector._files is not None:
             selector._touched.append(rows)
         try:
@@ -379,28 +313,8 @@ class Stage:
         except Exception as error:
             if selector.strict:
                 raise
-            self._restore_shared(before, [self._undo_rows.pop()])
+            self._undo.restore(before, [self._undo.rows.pop()])
             self._failed("observe", error, "These groups teach nothing.")
-
-    def _held(self) -> MethodState:
-        """The method's state; what it cannot give, or gives in another shape than at the start, cannot be undone either."""
-        selector = self._selector
-        size = len(selector.pool)
-        try:
-            held = selector.method.state()
-            wrong = [name for name, array in held.prompts.items() if array.shape[:1] != (size,)]
-            odd = [name for name, array in (held.prompts | held.shared).items() if np.asarray(array).dtype.kind not in "biuf"]
-            if wrong or odd:
-                raise MethodError(
-                    f"{selector.method.name}.state() must hold plain arrays, in `prompts` one entry for each of {size}; "
-                    f"these are not: {wrong + odd}."
-                )
-            return held
-        except Exception as error:
-            if selector.strict:
-                raise
-            self._failed("state", error, "What it does from here on cannot be undone.")
-            return MethodState()
 
     def _failed(self, what: str, error: Exception, then: str) -> None:
         """Degrade: say which part of the method failed and what happens instead; show where, the first time."""
@@ -482,39 +396,15 @@ class Stage:
         selector = self._selector
         self._round_tickets = {}
         self._of_round = {}
-        selector._open, selector._expired = self._undo_open, self._undo_expired
-        selector._waiting, selector._retired = self._undo_waiting, self._undo_retired
-        self._pending = self._undo_pending
-        self.view.aim(*self._undo_aim)
+        self._pending = self._undo.pending
+        self._undo.roll_back()
         self.view.offered = []
         selector._blocked[:] = False  # an interrupt may have come between a draw and the note of it
         selector._blocked[[ticket.row for ticket in selector._open.values()]] = True
         self._free_up(_NO_ROWS)
-        self._restore_shared(self._undo_shared, self._undo_rows)
-        self._undo_rows = []
-        selector._stream.position = self._undo_position
-        selector._premise.restore(self._undo_premise)
-
-    def _restore_shared(self, shared: dict[str, Array], rows: Sequence[tuple[Ints, dict[str, Array]]] = ()) -> None:
-        selector = self._selector
-        held = self._held()
-        prompts = _copies(held.prompts)
-        try:
-            for at, values in reversed(rows):
-                for name, old in values.items():
-                    prompts[name][at] = old
-            selector.method.restore(MethodState(prompts=prompts, shared=_copies(shared)))
-        except Exception as error:
-            if selector.strict:
-                raise
-            self._failed("restore", error, "What it did just now is not undone.")
 
 
 _NO_ROWS = np.empty(0, dtype=np.int64)
-
-
-def _copies(arrays: Mapping[str, Array]) -> dict[str, Array]:
-    return {name: np.array(array) for name, array in arrays.items()}
 
 
 def _own(requests: Requests) -> Requests:
@@ -524,7 +414,3 @@ def _own(requests: Requests) -> Requests:
         np.array(requests.rows, dtype=np.int64), np.array(requests.rollouts, dtype=np.int64),
         None if predicted is None else np.array(predicted, dtype=np.float64),
     )  # fmt: skip
-
-
-def _is_ticket(given: object) -> bool:
-    return isinstance(given, Ticket) and isinstance(given.seq, (int, np.integer))
