@@ -239,8 +239,9 @@ def test_two_processes_killed_and_resumed(lives: Lives, tmp_path: Path) -> None:
     for who, scope in cases:
         shutil.rmtree(tmp_path / "killed", ignore_errors=True)
         pids = dict(pairs(lives, life, kills={rank: (scope, 3, 0.4) for rank in who}))
-        for rank in who:
-            assert lives.wait(pids[rank]).code == -signal.SIGKILL
+        codes = [lives.wait(pids[rank]).code for rank in who]
+        assert -signal.SIGKILL in codes
+        assert 0 not in codes  # the other may have found its partner dead before it came to its own end
         for rank in set(pids) - set(who):
             time.sleep(0.2)
             lives.kill(pids[rank], signal.SIGKILL)
