@@ -196,17 +196,18 @@ def other_world(ticket: Any) -> Any:
     return Outcome(ticket=ticket, rewards=[1.0, 0.0, 0.0, 0.0])
 
 
-@pytest.mark.parametrize("commits", [1, 2, 4, 7])
+@pytest.mark.parametrize("commits", [1, 2, 7])
+@pytest.mark.parametrize(("begun", "back"), [(14, 9), (18, 15)], ids=["behind a snapshot", "behind two"])
 def test_a_branch_that_was_given_up_is_never_followed_whatever_file_is_damaged(
-    tmp_path: Path, twin: Twin, monkeypatch: pytest.MonkeyPatch, commits: int
+    tmp_path: Path, twin: Twin, monkeypatch: pytest.MonkeyPatch, begun: int, back: int, commits: int
 ) -> None:
-    """Rewound from step 14 to 9 (or further back), other outcomes from there on; then every file is damaged in turn."""
+    """Rewound, with other outcomes from there on; then every file is damaged in turn."""
     monkeypatch.setattr("edgewise.directory.RECORDS", 6)
-    committed(tmp_path / "run", 14).close()
-    old = {step: twin.digests[step] for step in range(15)}
-    s = selector(directory=tmp_path / "run", resume=9)
+    committed(tmp_path / "run", begun).close()
+    old = {step: twin.digests[step] for step in range(begun + 1)}
+    s = selector(directory=tmp_path / "run", resume=back)
     new = {}
-    for k in range(9, 9 + commits):
+    for k in range(back, back + commits):
         run_step(s, k, other_world)
         new[k + 1] = digest(s)
     s.close()
@@ -219,7 +220,7 @@ def test_a_branch_that_was_given_up_is_never_followed_whatever_file_is_damaged(
             (where / file.name).write_bytes(harmed)
             again = quietly(where)
             step, found = again.step_number, digest(again)
-            if step > 9:
+            if step > back:
                 assert found == new[step], f"{file.name} damaged: the branch that was given up is back, at step {step}"
             else:
                 assert found == old[step]
@@ -230,7 +231,7 @@ def test_a_branch_that_was_given_up_is_never_followed_whatever_file_is_damaged(
             shutil.rmtree(where)
             tried += 1
     whole = selector(directory=tmp_path / "run")
-    assert digest(whole) == new[9 + commits]
+    assert digest(whole) == new[back + commits]
     whole.close()
     ledger.note(54, tried=tried, held=tried)
 
@@ -609,6 +610,47 @@ def test_memory_follows_the_state_and_not_the_bound_on_it(tmp_path: Path) -> Non
         tracemalloc.stop()
     assert peak < 5 * values.nbytes
     ledger.note(64, tried=1, held=1)
+
+
+def test_what_is_promised_is_flushed_before_it_is_promised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file before its name, the name before anything is built on it, and nothing older goes before both."""
+    monkeypatch.setattr("edgewise.directory.RECORDS", 3)
+    events: list[tuple[str, str]] = []
+
+    def named(file: int) -> str:
+        return os.path.basename(os.readlink(f"/proc/self/fd/{file}"))
+
+    real_write, real_replace, real_unlink = os.write, os.replace, Path.unlink
+    monkeypatch.setattr(os, "fsync", lambda file: events.append(("flush", named(file))))
+    monkeypatch.setattr(os, "write", lambda file, data: events.append(("write", named(file))) or real_write(file, data))
+    monkeypatch.setattr(os, "replace", lambda a, b: events.append(("name", os.path.basename(b))) or real_replace(a, b))
+    monkeypatch.setattr(Path, "unlink", lambda f, **more: events.append(("unlink", f.name)) or real_unlink(f, **more))
+    directory, values = RunDirectory(tmp_path, MOST), np.zeros((9, 2))
+    records = snapshots = removals = 0
+    for step in range(1, 20):
+        events.clear()
+        known = {file.name for file in tmp_path.iterdir()}
+        directory.commit({"step": step}, {"method/prompts/p": values, "method/shared/x": np.arange(step)}, np.arange(1))
+        written = [name for kind, name in events if kind == "write" and name.endswith(".journal")]
+        for name in written:
+            at = events.index(("write", name))
+            assert ("flush", name) in events[at:], "a record is on disk before the commit returns"
+            assert name in known or ("flush", tmp_path.name) in events[:at], "and so was the name of its file"
+            records += 1
+        for kind, name in list(events):
+            if kind == "name":
+                at = events.index((kind, name))
+                assert events[at - 1][0] == "flush"
+                assert events[at - 1][1].startswith(f".{name}.")
+                assert events[at + 1] == ("flush", tmp_path.name)
+                snapshots += 1
+        gone = [at for at, (kind, name) in enumerate(events) if kind == "unlink" and not name.startswith(".")]
+        if gone:
+            assert ("flush", tmp_path.name) in events[events.index(next(e for e in events if e[0] == "name")) : min(gone)]
+            removals += 1
+    assert min(records, snapshots, removals) > 3
+    directory.close()
+    ledger.note(3, tried=records + snapshots, held=records + snapshots)
 
 
 def test_big_endian_arrays_are_saved_without_a_complaint(tmp_path: Path) -> None:

@@ -260,8 +260,7 @@ def test_what_a_writer_writes_after_its_last_look_is_never_the_newest_state(
             old._files._start_over()
             patch.setattr(state, "write", save)
         drive("counting", old)
-        drive("counting", old)
-    assert old.metrics["journal_degraded"] == 1
+    assert old.metrics["journal_degraded"] == 1, "it was told that this commit is durable, and nobody will read it"
     assert "another writer took over" in str(said[-1].message)
     new = taken[0]
     assert new.step_number == 5 + commits
@@ -372,6 +371,28 @@ def test_a_fork_may_not_write_and_does_not_disturb_the_writer(tmp_path: Path, tw
     assert s.metrics["journal_degraded"] == 0
     s.close()
     ledger.note(19, tried=2, held=2)
+
+
+def test_a_child_does_not_keep_the_lock_of_its_parent(tmp_path: Path) -> None:
+    """Else the workers of a loader that outlive a killed run would look like its life."""
+    taken = Lease(tmp_path)
+    receive, send = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        os.read(receive, 1)
+        os._exit(0)
+    deadline = time.monotonic() + 5
+    os.close(taken._file)  # what the kernel does to a killed process
+    while lease._is_locked(taken.path) and time.monotonic() < deadline:  # the child may not have got to it yet
+        time.sleep(0.01)
+    assert lease._is_locked(taken.path) is False
+    os.write(send, b".")
+    os.waitpid(child, 0)
+    for file in (receive, send):
+        os.close(file)
+    taken.release()
 
 
 PROGRAM = """
