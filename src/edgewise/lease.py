@@ -1,14 +1,16 @@
 """Who may write in a directory: one writer at a time, each with a number higher than all before it.
 
 A writer holds `writer-<number>.json`. It keeps a lock on that file, which the kernel drops with the process, and lets a thread
-count in it every few seconds. Before it writes anything it looks whether a higher number exists: then it lost the directory,
-and stops. Whoever comes second learns from lock and count whether the first is alive, and is refused, or takes the next number:
+count in it every few seconds. Before it writes anything, and again before it calls that durable, it looks whether a higher
+number exists: then it lost the directory, and stops. Whoever comes second learns from lock and count whether the first is
+alive, and is refused, or takes the next number:
 
-- the lock is free and the holder ran on this kernel: it is dead, and the directory is free at once;
-- the lock is held by a process that counted within `PATIENCE_S`: it is alive, and the second is refused at once;
-- nothing is known of the lock (another machine, a file system without locks, children that outlive their parent and keep it):
-  it is watched. A count that stands still for `PATIENCE_S`, by our own monotonic clock, belongs to a dead or a frozen writer.
-  Clocks of two machines are never compared.
+- the lock is free and the holder ran on this kernel, or its process is gone from it: it is dead, and the directory is free at
+  once, also where children outlive their parent and keep the lock (forks made by Python let go of it);
+- its process runs and counted within `PATIENCE_S`: it is alive, and the second is refused at once;
+- nothing is known (another machine, another container): it is watched. As soon as it counts the second is refused. A count that
+  stands still for `PATIENCE_S`, by our own monotonic clock, belongs to a dead or a frozen writer. Clocks of two machines are
+  never compared.
 
 Nothing here is needed to read.
 """
@@ -180,7 +182,8 @@ class Lease:
         if said.get("released") or said.get("process") == _MINE and said.get("pid") == self._pid:
             return True  # given back; or ours: a notebook that makes its selector once more
         here = said.get("kernel") == self._kernel
-        running = exists(said.get("pid")) if here and said.get("pids") == _pids() else None
+        shared = here and _pids() and said.get("pids") == _pids()  # whether process numbers mean the same to both
+        running = exists(said.get("pid")) if shared else None
         if here and _is_locked(file) is False or running is False:
             self.took_over = _words(said)
             return True
