@@ -13,6 +13,7 @@ import torch
 
 import edgewise
 from edgewise.errors import DegradedWarning, ShortfallError, StateError, StateMismatchError
+from edgewise.history import History
 from edgewise.hosts import trl as host
 from edgewise.hosts.trl import attach
 from tests.hosts import tiny
@@ -218,8 +219,12 @@ def test_resuming_from_an_older_checkpoint_twice_gives_the_same_run(tmp_path: Pa
         assert again.rounds == whole.rounds[len(whole.rounds) - len(again.rounds) :]
         assert torch.equal(w, final)
         assert made.step_number == 5
-    names = sorted(f.name for f in (tmp_path / "selector").glob("*.safetensors"))
-    assert names == ["selector-000000004.safetensors", "selector-000000005.safetensors"]
+        history = History.of(tmp_path / "selector")
+        assert history.steps()[-3:] == [3, 4, 5]  # steps after 2 are those of this run, not of the one given up
+        newest = history.newest()
+        assert newest is not None
+        assert newest.header["run_id"] == made.run_id
+        assert len(history.snapshots) == 2
     shutil.rmtree(tmp_path / "selector")
 
 
