@@ -114,7 +114,7 @@ _OUTCOMES: dict[int, tuple[str, str]] = {
         "Time grows with the rollouts; counts are whole; estimates use the true size.",
     ),
     33: ("a NaN reward", "That rollout is missing, the group goes on; the state stays finite."),
-    34: ("±inf, 1e308", "Infinite ones are refused and said, never clipped; the state stays finite."),
+    34: ("±inf, 1e308", "Refused and said beyond 1e100, never clipped; the state stays finite."),
     35: ("a reward of None", "That rollout is missing."),
     36: (
         "graded, negative rewards, or beyond 1",
@@ -135,9 +135,12 @@ _POOL: dict[int, tuple[str, str]] = {
     ),
     44: (
         "everything filtered, mastered or impossible",
-        "A bounded number of calls; a batch still comes, and it is counted how.",
+        "A bounded number of calls; a batch still comes while the method asks for one, and it is counted how.",
     ),
-    45: ("the pool drains one way", "Every parked or retired prompt comes back."),
+    45: (
+        "the pool drains one way",
+        "Every parked or retired prompt comes back. Methods whose paper asks for no floor may still leave one out for long.",
+    ),
     46: ("duplicate ids", "An error that lists five; duplicates='merge' or 'suffix' accepts them."),
     47: ("one text under two ids", "A warning with the count."),
     48: (
@@ -176,7 +179,7 @@ _HOSTILE: dict[int, tuple[str, str]] = {
         "An error before anything loads, with the nearest name and the range.",
     ),
     61: ("a user's method raises, or answers wrong, too few or double rows", "Uniform for that round, said once, counted."),
-    62: ("a user's method changes what it was given", "It cannot: arrays are read-only."),
+    62: ("a user's method changes what it was given", "It cannot: it works on copies of its own."),
     63: ("a logger that is down, or refuses a key", "Watching and logging never stop a run."),
     64: (
         "1M prompts, 1M steps",

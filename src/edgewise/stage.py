@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from edgewise.selector import Selector
 
 
+_PARTS = 256
 MOST_EXPIRED = 65_536
 """Expired tickets that are remembered: 8 numbers each in a saved state. The oldest go first."""
 
@@ -308,6 +309,8 @@ class Stage:
         self._undo.touch(rows)
         if selector._files is not None:
             selector._touched.append(rows)
+            if len(selector._touched) > _PARTS:  # a stream that never commits
+                selector._touched = [np.unique(np.concatenate(selector._touched))]
         try:
             selector.method.observe(outcomes.copied(groups), self.view)
         except Exception as error:
