@@ -120,6 +120,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.alarm(120)  # a test that fails leaves nobody behind who commits for ever
             code = 1
             try:
                 write(**spec)

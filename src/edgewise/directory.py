@@ -23,11 +23,11 @@ import numpy as np
 from edgewise import journal, state
 from edgewise.deltas import PER_PROMPT, Base
 from edgewise.errors import MethodError, StateError, StateInUseError
-from edgewise.history import Found, History, Node, Recovered, files
+from edgewise.history import UNKNOWN, Found, History, Node, Recovered, files
 from edgewise.lease import Lease
 from edgewise.types import Array, Ints
 
-__all__ = ["Found", "History", "Node", "Recovered", "RunDirectory", "differing", "files"]
+__all__ = ["UNKNOWN", "Found", "History", "Node", "Recovered", "RunDirectory", "differing", "files"]
 
 RECORDS = 256
 """Records after which a new snapshot is written, whatever their size: replaying them takes well under a second."""

@@ -27,7 +27,7 @@ from edgewise.types import Array
 _NAME = re.compile(r"selector-(?:(\d{6,9})-)?(\d{9,12})\.(safetensors|journal)\Z")
 """Format 1 had no fence: `selector-<step>.safetensors`."""
 
-_UNKNOWN = 1 << 62
+UNKNOWN = 1 << 62
 """Step of a snapshot whose header cannot be read."""
 
 _TRIES = 200
@@ -183,7 +183,7 @@ class History:
 
     def _bound(self, fence: int) -> int:
         """The highest commit of writer `fence` that a later writer did not leave behind."""
-        return min((commit for later, commit in self._begun.items() if later > fence), default=_UNKNOWN)
+        return min((commit for later, commit in self._begun.items() if later > fence), default=UNKNOWN)
 
     def _peek(self, found: Found) -> Node:
         """Which state a snapshot says it is, unchecked: `_load` checks."""
@@ -195,7 +195,7 @@ class History:
             header = {}
         given, step = header.get("state"), header.get("step")
         own = bytes.fromhex(given) if isinstance(given, str) and re.fullmatch("[0-9a-f]{32}", given) else None
-        return Node(found.fence, found.commit, step if type(step) is int else _UNKNOWN, own or str(found.path).encode())
+        return Node(found.fence, found.commit, step if type(step) is int else UNKNOWN, own or str(found.path).encode())
 
     def _first(self, nodes: list[Node]) -> Recovered | None:
         return next((found for node in nodes if (found := self._reached(node)) is not None), None)

@@ -13,7 +13,7 @@ import numpy as np
 
 from edgewise import edited, state
 from edgewise._version import __version__
-from edgewise.directory import History, RunDirectory, differing
+from edgewise.directory import UNKNOWN, History, RunDirectory, differing
 from edgewise.errors import ConfigError, DegradedWarning, EdgewiseError, StateError, StateMismatchError
 from edgewise.method import Method
 from edgewise.metrics import EntropyPremise
@@ -289,9 +289,11 @@ def _continue_from(selector: Selector, directory: RunDirectory, resume: str | in
     newest = history.nodes()[0]
     for message in history.broken:
         selector._warn(message)
+    latest = max(node.step for node in history.nodes() if node.step != UNKNOWN)
+    instead = f" instead of {latest}" if latest > recovered.node.step else ""
     if isinstance(resume, str) and newest.id != recovered.node.id:
         selector._warn(
-            f"{directory.path}: continuing from step {selector.step_number}: what was committed later cannot be read."
+            f"{directory.path}: continuing from step {recovered.node.step}{instead}: what was committed later cannot be read."
         )
 
 
