@@ -35,9 +35,11 @@ if TYPE_CHECKING:
     from edgewise.selector import Selector
 
 
-_PARTS = 256
 MOST_EXPIRED = 65_536
 """Expired tickets that are remembered: 8 numbers each in a saved state. The oldest go first."""
+
+_PARTS = 256
+"""Lists of touched rows that are kept apart until the next commit."""
 
 
 class Stage:
