@@ -290,6 +290,93 @@ def test_generations_reach_as_far_back_as_they_say(tmp_path: Path, monkeypatch: 
     s.close()
 
 
+class Branch:
+    """The oracle: the run as it is, by step. Each commit leaves a number that no other commit ever leaves."""
+
+    def __init__(self, where: Path, rng: np.random.Generator) -> None:
+        self.where, self.rng = where, rng
+        self.kept: dict[int, int] = {0: 0}
+        self.values, self.step, self.token = np.zeros((7, 2)), 0, 0
+        self.directory: RunDirectory | None = None
+        self.found = 0
+        self.newest: int | None = 0
+
+    def open(self, at: int | None = None) -> bool:
+        """As a selector does: the newest state, or that of step `at`. False if nothing can be read."""
+        self.directory = RunDirectory(self.where, MOST, int(self.rng.integers(2, 5)))
+        history = self.directory.history()
+        recovered = history.newest() if at is None else history.at_step(at)
+        if recovered is None and (history.nodes() or history.journals):
+            return False
+        if recovered is not None:
+            step = int(recovered.header["step"])
+            values = recovered.arrays["method/prompts/p"]
+            assert int(recovered.header["token"]) == int(values.max()) == self.kept[step], "a state that this branch never had"
+            assert at is None or step == at
+            self.values, self.step = values.copy(), step
+            self.newest = step if at is None else self.newest
+        self.directory.continue_from(history, recovered, exactly=bool(self.rng.random() < 0.8))
+        self.found += 1
+        return True
+
+    def commit(self) -> None:
+        assert self.directory is not None
+        self.kept = {k: token for k, token in self.kept.items() if k <= self.step}  # from here on the rest is given up
+        self.step, self.token = self.step + 1, self.token + 1
+        row = int(self.rng.integers(7))
+        self.values[row] = self.token
+        arrays = {"method/prompts/p": self.values, "method/shared/x": np.arange(self.step % 4)}
+        self.directory.commit({"step": self.step, "token": self.token}, arrays, np.array([row]))
+        self.kept[self.step], self.newest = self.token, self.step
+
+    def end(self) -> None:
+        """As a kill does, every other time."""
+        assert self.directory is not None
+        if self.rng.random() < 0.5:
+            self.directory.close()
+        self.directory = None
+
+    def damage(self) -> None:
+        """Cut, flip, empty or lengthen one file."""
+        found = sorted(self.where.glob("selector-*"))
+        file = found[int(self.rng.integers(len(found)))]
+        data = file.read_bytes()
+        at = int(self.rng.integers(len(data) + 1))
+        flipped = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :] if at < len(data) else b""
+        file.write_bytes([data[:at], flipped, b"", bytes(len(data)), data + b"EDGEWJ1\n"][int(self.rng.integers(5))])
+
+
+def test_in_any_storm_a_run_finds_states_of_its_own_branch_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commits, kills, rewinding, damage upon damage: what is opened is the present branch, at its newest step if unharmed."""
+    monkeypatch.setattr("edgewise.directory.RECORDS", 4)
+    rng, opened, unreadable = np.random.default_rng([ledger.seed(), 54]), 0, 0
+    storms = ledger.cases(25, chaos=500)
+    for number in range(storms):
+        branch = Branch(tmp_path / str(number), rng)
+        assert branch.open()
+        for _ in range(12):
+            for _ in range(int(rng.integers(0, 9))):
+                branch.commit()
+            newest, harmed = branch.newest, False
+            branch.end()
+            if rng.random() < 0.35 and list(branch.where.glob("selector-*")):
+                branch.damage()
+                harmed = True
+            reachable = [step for step in History.of(branch.where, MOST).steps() if step]
+            at = int(rng.choice(reachable)) if reachable and rng.random() < 0.3 else None
+            if not branch.open(at):
+                unreadable += 1
+                assert harmed
+                break
+            assert harmed or newest is None or branch.step == (newest if at is None else at)
+            if harmed and at is not None:
+                branch.newest = None  # what was harmed was not looked at
+        opened += branch.found
+        shutil.rmtree(branch.where)
+    assert unreadable < storms / 2
+    ledger.note(54, tried=opened, held=opened, resumes=opened)
+
+
 # -- a state that is missing ---------------------------------------------------------------------------------------------------
 
 
