@@ -143,6 +143,9 @@ def test_hyper_parameters(method: str) -> None:
         (lambda: selector(batch_size=0), "must be a whole number >= 1, got 0"),
         (lambda: selector(group_size=2**17), "must be at most 65,536"),
         (lambda: selector(generations=1), "must be at least 2"),
+        (lambda: selector().take(1, policy_version=2**62), "below 2^62, such as the optimizer step"),
+        (lambda: selector().step(policy_version=2**63), "below 2^62, such as the optimizer step"),
+        (lambda: selector().step(policy_version="x"), "got 'x'"),  # type: ignore[arg-type]
         (lambda: make("hive", p_easy=1.5), "at most 0.95"),
     ],
 )

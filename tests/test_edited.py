@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from hypothesis import strategies as st
 import edgewise
 from edgewise import edited, state
 from edgewise.edited import compare
-from edgewise.errors import DegradedWarning, StateError, StateMismatchError
+from edgewise.errors import DegradedWarning, OutcomeError, StateError, StateMismatchError
 from edgewise.methods import make
 from edgewise.pool import PromptPool
 from edgewise.testing.drive import Size, selector_of, steps
 from edgewise.testing.world import World
+from edgewise.types import Outcome
 from tests import ledger
 from tests.edits import BASE, FIRST, Counting, Halves, Prompt, by_name, edit, pool_of, restored, told, world_of
 
@@ -186,6 +188,34 @@ def test_tickets_in_flight_and_expired_go_on_under_another_row(tmp_path: Path) -
     assert after.method.visits[row] == 1
     assert after.method.visits.sum() == 7
     ledger.note(50, tried=12, held=12)
+
+
+def test_outcomes_come_back_with_the_row_that_their_prompt_had_when_it_was_issued(tmp_path: Path) -> None:
+    """Rollouts outlive the process of the selector: their tickets are those of before the edit."""
+    world = world_of(BASE, FIRST)
+    before = selector_of(Counting(), world, Size(batch_size=4, group_size=2))
+    tickets = before.take(8, policy_version=1)
+    before.expire(tickets[4:])
+    outcomes = world.rollout(tickets)
+    before.save(tmp_path / "state")
+    for count in (1, 2):  # edited once, and once more
+        world = world_of(BASE, FIRST[::-1] if count == 1 else FIRST[3:] + FIRST[:3])
+        after = selector_of(Counting(), world, Size(batch_size=4, group_size=2))
+        restored(after, tmp_path / "state")
+        assert [after.pool.row_of(t.prompt_id) for t in tickets] != [t.row for t in tickets]
+        after.save(tmp_path / "state")
+        judged = after.report(outcomes)
+        assert judged.verdicts.reasons.count("late") == 4
+        assert [after.pool.ids[row] for row in judged.groups.rows] == [t.prompt_id for t in judged.groups.tickets]
+        after.commit()
+        assert sorted(np.flatnonzero(after.method.visits)) == sorted(after.pool.row_of(t.prompt_id) for t in tickets)
+        other = [Outcome(ticket=replace(t, prompt_id="p0" if t.prompt_id != "p0" else "p1"), rewards=[1, 0]) for t in tickets]
+        with pytest.raises(OutcomeError, match="already reported"):
+            after.report(outcomes)
+        after.restore(tmp_path / "state")
+        with pytest.raises(OutcomeError, match="with another prompt_id. The outcome is refused whole"):
+            after.report(other)
+    ledger.note(50, tried=16, held=16)
 
 
 def test_groups_that_wait_go_on_under_another_row_and_another_group_size_gives_them_up(tmp_path: Path) -> None:

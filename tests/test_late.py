@@ -236,6 +236,24 @@ def test_tickets_expire_by_themselves_after_so_many_policy_versions() -> None:
         selector(expire_after=-1)
 
 
+def test_a_ticket_that_is_about_to_expire_is_not_handed_out_after_a_restore() -> None:
+    """It would be issued again by the very call that lets it expire: two tickets of one prompt, and one of them late."""
+    s = selector(n=6, expire_after=2)
+    old = s.take(3, policy_version=0)
+    fresh = s.take(1, policy_version=2)
+    for n in (1, 2, 6):
+        again = restored(s, Counting(), expire_after=2)
+        got = again.take(n, policy_version=3)
+        assert got[0] == fresh[0]
+        assert len({t.row for t in got}) == len(got) == n
+        assert all(again._open[t.seq] is t for t in got)
+        again.take(1, policy_version=3)  # one that is handed out by no call expires all the same
+        assert sorted(again._expired) == [t.seq for t in old]
+        judged = again.report([answer(t) for t in [*old, *got]])
+        assert judged.verdicts.reasons.count("late") == 3
+        assert total(again) == n + 3
+
+
 def test_a_failing_take_expires_nothing() -> None:
     class Failing(Counting):
         def propose(self, room: int, step: StepView) -> Any:

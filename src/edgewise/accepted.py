@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,18 +47,29 @@ def accepted(
             if selector.strict:
                 raise OutcomeError(_stranger(outcome.ticket, held, selector._next_seq))
             continue
-        same = outcome.ticket is issued or replace(outcome.ticket, predicted_pass_rate=issued.predicted_pass_rate) == issued
-        if not same:
+        differs = [] if outcome.ticket is issued else _differs(selector, outcome.ticket, issued)
+        if differs:
             selector.problem(
                 OutcomeError(
                     f"Outcome for ticket {issued.seq}: it was issued for prompt {issued.prompt_id!r} and is reported for "
-                    f"{outcome.ticket.prompt_id!r}. The outcome is refused whole."
+                    f"{outcome.ticket.prompt_id!r}, with another {', '.join(differs)}. The outcome is refused whole."
                 )
             )
             continue
         seen.add(seq)
         (good if seq in held else late).append(outcome if outcome.ticket is issued else replace(outcome, ticket=issued))
     return good, late
+
+
+def _differs(selector: Selector, given: Ticket, issued: Ticket) -> list[str]:
+    """Names of what two tickets of one number do not agree in.
+
+    What was predicted may differ: it does not always come back from a host bit for bit. So may the row, once the data set was
+    edited between two runs: an outcome may come back with the row that its prompt had before.
+    """
+    free = {"predicted_pass_rate"} if selector._stream.slots.rows is None else {"predicted_pass_rate", "row"}
+    names = [field.name for field in fields(Ticket) if field.name not in free]
+    return [name for name in names if getattr(given, name) != getattr(issued, name)]
 
 
 def _stranger(ticket: Ticket, held: Mapping[int, Ticket], next_seq: int) -> str:

@@ -74,7 +74,17 @@ def _grown(old: Array | None, new: Array) -> bool:
 
 def _table(name: str, old: Array, new: Array) -> dict[str, Array]:
     """Rows gone and rows new or changed, by key: the first column. Rows of one key (parts of a group) travel together."""
-    mine, theirs = new[:, 0], old[:, 0]
+    mine, theirs = np.ascontiguousarray(new[:, 0]), np.ascontiguousarray(old[:, 0])
+    if (mine[1:] > mine[:-1]).all() and (theirs[1:] > theirs[:-1]).all():  # tickets: one row a key, and many of them
+        place = np.searchsorted(theirs, mine)
+        there = np.flatnonzero(place < len(old))
+        there = there[theirs[place[there]] == mine[there]]
+        stays = np.zeros(len(old), dtype=np.bool_)
+        stays[place[there]] = True
+        put = np.ones(len(new), dtype=np.bool_)
+        put[there] = (old[place[there]] != new[there]).any(axis=1)
+        found = {} if stays.all() else {f"gone/{name}": theirs[~stays]}
+        return found | {f"put/{name}": new[put]} if put.any() else found
     gone = np.setdiff1d(theirs, mine)
     start, own = np.searchsorted(theirs, mine), np.searchsorted(mine, mine)
     place = start + np.arange(len(new)) - own  # the row that is the same manieth of its key

@@ -18,7 +18,7 @@ from edgewise.errors import ConfigError, DegradedWarning, EdgewiseError, StateEr
 from edgewise.method import Method
 from edgewise.metrics import EntropyPremise
 from edgewise.stream import Slots
-from edgewise.tickets import packed, unpacked
+from edgewise.tickets import unpacked
 from edgewise.types import Array, MethodState, Ticket
 from edgewise.waiting import Retired, Waiting
 
@@ -61,7 +61,7 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
     arrays |= {f"{_SHARED}{k}": np.asarray(v) for k, v in held.shared.items()}
     arrays |= {f"selector/{k}": v for k, v in selector._premise.arrays().items()}
     arrays |= selector._waiting.arrays() | selector._retired.arrays()
-    arrays |= {"table/in_flight": packed(selector._open.values()), "table/expired": packed(selector._expired.values())}
+    arrays |= selector._packed_tickets()
     arrays |= {f"selector/{k}": v for k, v in selector._stream.slots.arrays().items()}
     arrays |= {f"parked/{k}": v for k, v in selector._parked.items()}
     arrays["pool/ids"], arrays["pool/contents"] = selector.pool.keys

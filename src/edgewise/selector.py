@@ -43,6 +43,7 @@ from edgewise.pool import PromptPool
 from edgewise.stage import Stage
 from edgewise.step import Step
 from edgewise.stream import PromptStream
+from edgewise.tickets import Packed
 from edgewise.types import (
     MOST_ROLLOUTS,
     ROLLOUT_SIGNALS,
@@ -197,6 +198,7 @@ class Selector:
         self._behind = False  # the last commit did not reach the disk
         self._touched: list[Ints] = []
         """Rows whose per-prompt state changed since the last commit to `directory`."""
+        self._tables = {"table/in_flight": Packed(), "table/expired": Packed()}
         saved.require_savable(self)
         self._files = self._open_directory(generations)
         if self._files is not None:
@@ -213,6 +215,7 @@ class Selector:
         """One training step as a context manager. Leaving it commits; an exception rolls it back."""
         if self._current is not None:
             raise ConfigError("Selector.step(): the previous step is still open; leave its `with` block first.")
+        _require_version(policy_version, "step")
         self._watch_version(int(policy_version))
         return Step(self, policy_version)
 
@@ -283,8 +286,11 @@ class Selector:
             again = [self._open[seq] for seq in self._last_take[1] if seq in self._open]
             self._reissue = [ticket for ticket in self._reissue if ticket not in again]
             return again
+        _require_version(policy_version, "take")
         self._watch_version(int(policy_version))
-        waiting = [t for t in self._reissue if t.seq in self._open]
+        # one that is about to expire is not handed out: its prompt may be issued again by this very call
+        oldest = None if self.expire_after is None else int(policy_version) - self.expire_after
+        waiting = [t for t in self._reissue if t.seq in self._open and (oldest is None or t.policy_version >= oldest)]
         tickets, waiting = waiting[:n], waiting[n:]
         stage = self._streaming
         if len(tickets) < n:
@@ -463,8 +469,14 @@ class Selector:
         self._streaming = Stage(self, streaming=True)
         self._streaming.view.aim(max(0, kept.number - 1), kept.version, {})
         self._touched = []
+        self._tables = {name: Packed() for name in self._tables}  # the same numbers may name other tickets now
         if self._files is not None:
             self._files.forget_base()
+
+    def _packed_tickets(self) -> dict[str, Ints]:
+        """The tickets in flight and the expired ones, as they are saved."""
+        held = {"table/in_flight": self._open, "table/expired": self._expired}
+        return {name: self._tables[name].of(tickets) for name, tickets in held.items()}
 
     def close(self) -> None:
         """Give `directory` back at once, for another process to write in. Not needed: so does the end of this one."""
@@ -580,6 +592,18 @@ def _require_count(name: str, value: int, where: str = "", *, least: int = 1) ->
         call = f"Selector{'.' + where if where else ''}({name}=...)"
         limit = f" and at most {_LARGEST:,}" if isinstance(value, int) and value > _LARGEST else ""
         raise ConfigError(f"{call} must be a whole number >= {least}{limit}, got {shown(value)}.")
+
+
+def _require_version(value: int, where: str) -> None:
+    try:
+        if abs(int(value)) <= _LARGEST - 1:
+            return
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(
+        f"Selector.{where}(policy_version=...) must be a whole number below 2^62, such as the optimizer step, "
+        f"got {shown(value)}."
+    )
 
 
 def _require_folder(directory: object) -> None:

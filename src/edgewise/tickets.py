@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -26,6 +26,34 @@ def packed(tickets: Iterable[Ticket]) -> Ints:
         continues = -1 if t.continues is None else t.continues
         rows.append((t.seq, t.row, t.step, t.round, t.policy_version, t.rollouts, bits, continues))
     return np.array(rows, dtype=np.int64).reshape(-1, len(COLUMNS))
+
+
+class Packed:
+    """`packed` of tickets of which most stay from one commit to the next: only those that are new are packed.
+
+    A `seq` names one ticket for good: take another of these when it begins to name others, after a restore.
+    """
+
+    def __init__(self) -> None:
+        self._table = packed([])
+
+    def of(self, tickets: Mapping[int, Ticket]) -> Ints:
+        """(n, 8) int64, read-only: `packed` of tickets by `seq`; the very array of the last call where nothing changed."""
+        seqs = np.fromiter(tickets, dtype=np.int64, count=len(tickets))
+        if (seqs[1:] < seqs[:-1]).any():
+            seqs.sort()
+        last = self._table
+        before = np.ascontiguousarray(last[:, 0])
+        if not np.array_equal(seqs, before):
+            place = np.searchsorted(before, seqs)
+            known = place < len(before)
+            known[known] = before[place[known]] == seqs[known]
+            table = np.empty((len(seqs), len(COLUMNS)), dtype=np.int64)
+            table[known] = last[place[known]]
+            table[~known] = packed([tickets[seq] for seq in seqs[~known].tolist()])
+            table.flags.writeable = False
+            self._table = table
+        return self._table
 
 
 def unpacked(table: Array, ids: Sequence[str]) -> list[Ticket]:
