@@ -95,7 +95,9 @@ CALLS: dict[str, tuple[Callable[..., Any], list[str]]] = {
         lambda **k: compose({"belief": {"kind": "beta", **k}, "score": "expected_mixed"}), ["kind", "decay", "nope"]
     ),
     "make": (make, ["method"]),
-    "take": (lambda **k: selector().take(**{"n": 2, **k}), ["n"]),
+    "take": (lambda **k: selector().take(**{"n": 2, **k}), ["n", "policy_version", "call"]),
+    "report": (lambda **k: selector().report(**{"reported": [], **k}), ["call"]),
+    "step": (lambda **k: selector().step(**k), ["policy_version"]),
 }  # fmt: skip
 
 

@@ -782,3 +782,47 @@ def test_a_degraded_warning_is_all_that_a_closed_directory_gives(tmp_path: Path)
     with pytest.warns(DegradedWarning, match="was given back"):
         run_step(s, 3)
     assert s.metrics["journal_degraded"] == 1
+
+
+class Growing(Counting):
+    """Begins with nothing, and keeps 40 MB once it saw a group: the size of a network or a matrix may follow a signal."""
+
+    held = np.empty(0)
+
+    def observe(self, groups: Groups, step: StepView) -> None:
+        super().observe(groups, step)
+        self.held = np.full(5_000_000, float(np.sum(self.total)))
+
+    def state(self) -> Any:
+        held = super().state()
+        return type(held)(held.prompts, {**held.shared, "held": self.held})
+
+    def restore(self, state: Any) -> None:
+        super().restore(state)
+        self.held = np.array(state.shared["held"])
+
+
+def test_a_state_may_grow_far_beyond_what_the_method_began_with(tmp_path: Path) -> None:
+    s = selector(Growing(), directory=tmp_path / "run")
+    for k in range(3):
+        run_step(s, k)
+    s.save(tmp_path / "state")
+    s.close()
+    for again in (selector(Growing(), directory=tmp_path / "run"), selector(Growing())):
+        if again.directory is None:
+            again.restore(tmp_path / "state")
+        assert again.step_number == 3
+        assert digest(again) == digest(s)
+        again.close()
+
+
+def test_what_would_not_be_read_back_is_not_written_in_silence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgewise.saved._GROWTH", 1 << 20)
+    s = selector(Growing(), directory=tmp_path / "run")
+    with pytest.warns(DegradedWarning, match=r"the state has 40,\d{3},\d{3} bytes, and would not be read back: more than"):
+        run_step(s)
+    assert s.metrics["journal_degraded"] == 1
+    with pytest.raises(StateError, match="would not be read back"):
+        s.save(tmp_path / "state")
+    assert not (tmp_path / "state").exists()
+    assert not list((tmp_path / "run").glob("*.safetensors"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -490,6 +491,21 @@ def test_tickets_that_were_answered_meanwhile_do_not_come_back() -> None:
     assert s.take(4, call="a") == tickets[2:]
     assert s.take(4, call="b") != tickets
     assert s.take(4, call="a")[0].seq == 8  # only the call before is remembered
+
+
+@pytest.mark.parametrize("name", [uuid.uuid4(), 5, "", "\ud800", "x" * 1_000])
+def test_a_call_is_told_by_its_name_whatever_that_is(name: Any, tmp_path: Path) -> None:
+    s = selector(n=30, directory=tmp_path)
+    tickets = s.take(4, call=name)
+    assert s.take(4, call=name) == tickets
+    judged = s.report([answer(tickets[0])], call=name)
+    assert s.report([answer(tickets[0])], call=name) is judged
+    s.commit()
+    s.close()
+    again = selector(n=30, directory=tmp_path)
+    assert again.take(4, call=name) == tickets[1:]
+    assert again._totals["dup_outcomes"] == 0
+    ledger.note(21, tried=3, held=3)
 
 
 def test_a_failed_call_is_not_remembered() -> None:

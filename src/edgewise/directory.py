@@ -161,6 +161,7 @@ class RunDirectory:
             return size
         change, parts = self._tip.base.difference(header, arrays, rows)
         payload = state.encode(change, parts)
+        state.require_readable(payload, self.most)
         number = self._commit + 1
         data, digest = journal.frame(self._lease.fence, number, int(header["step"]), self._tip.id, payload)
         try:
@@ -262,6 +263,7 @@ class RunDirectory:
         found = Found(self._lease.fence, self._commit, self._file("safetensors"))
         own = {"state": identity.hex(), "fence": self._lease.fence, "commit": self._commit}
         data = state.encode({**header, **own}, dict(arrays))
+        state.require_readable(data, self.most)
         state.write(found.path, data)
         if state.read(found.path, max(len(data), self.most)) != data:  # read back before anything older goes
             raise StateError(

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from edgewise.selector import Selector
 
 _PROMPTS, _SHARED = "method/prompts/", "method/shared/"
+_GROWTH = 1 << 30
+"""Bytes by which a state may grow over a run."""
 
 
 def require_savable(selector: Selector) -> None:
@@ -85,18 +87,21 @@ def content(selector: Selector) -> tuple[dict[str, Any], dict[str, Array]]:
 
 
 def most_bytes(selector: Selector) -> int:
-    """More bytes than any state of this selector has: what is larger is not read."""
+    """More bytes than a state of this selector may have, right after `start`: what is larger is not read, nor written.
+
+    The method may come to keep much more than it begins with: the size of a network or a matrix can follow a signal.
+    """
     held, n = selector.method.state(), len(selector.pool)
     own = sum(np.asarray(array).nbytes for array in (*held.prompts.values(), *held.shared.values()))
     parked = edited.MOST_PARKED * (own // n + 64)
-    return (1 << 25) + 4 * (own + n * (256 + 64 * selector.group_size)) + parked
+    return _GROWTH + 4 * (own + n * (256 + 64 * selector.group_size)) + parked
 
 
 def restore(selector: Selector, path: str | os.PathLike[str], *, adapt: bool = False) -> None:
     """See `Selector.restore`. Everything is read and checked before anything is changed."""
     if selector._current is not None:
         raise ConfigError("Selector.restore(): a step is open; restore between steps.")
-    take_up(selector, *state.load(path, most_bytes(selector)), str(path), adapt=adapt)
+    take_up(selector, *state.load(path, selector._most_bytes), str(path), adapt=adapt)
 
 
 def take_up(selector: Selector, header: dict[str, Any], arrays: dict[str, Array], where: str, *, adapt: bool = False) -> bool:

@@ -64,6 +64,8 @@ _NAMED = 8
 """Names of other methods that an error lists."""
 _LARGEST = 2**62
 """Of whole numbers that are saved."""
+_LONGEST_NAME = 1_000
+"""Characters of the name of a call: the last one is in the header of each saved state."""
 _STILL = 64
 """Batches of tickets at one policy version after which a warning asks whether it was forgotten."""
 
@@ -175,6 +177,7 @@ class Selector:
             self.method.start(self._setting)
         except MemoryError as error:
             raise ConfigError(f"{self.method.name} needs more memory for {size:,} prompts than there is: {error}.") from error
+        self._most_bytes = saved.most_bytes(self)
         self._stream = PromptStream(size, self.seed)
         self._blocked: Bools = np.zeros(size, dtype=np.bool_)  # in flight, or offered in the open step
         self._open: dict[int, Ticket] = {}
@@ -282,6 +285,7 @@ class Selector:
         if self._current is not None:
             raise ConfigError("Selector.take(): a step is open; a run uses either `step` or `take`, not both at once.")
         _require_count("n", n, "take")
+        call = _call_name(call, "take")
         if self._last_take is not None and call is not None and call == self._last_take[0]:
             again = [self._open[seq] for seq in self._last_take[1] if seq in self._open]
             self._reissue = [ticket for ticket in self._reissue if ticket not in again]
@@ -305,7 +309,7 @@ class Selector:
                     tickets += stage.issue(stage.propose(n - len(tickets)))
                 stage.metrics.add(rounds=1)
                 stage.release_unissued()
-                named = None if call is None else (str(call), [ticket.seq for ticket in tickets])
+                named = None if call is None else (call, [ticket.seq for ticket in tickets])
                 self._number, self._reissue, self._last_take = self._number + 1, waiting, named
             except BaseException:
                 stage.roll_back()
@@ -315,7 +319,7 @@ class Selector:
         if signals:  # their reports may have to ask, before a further call
             stage.view.aim(stage.view.number, stage.view.policy_version, signals)
         self._reissue = waiting
-        self._last_take = None if call is None else (str(call), [ticket.seq for ticket in tickets])
+        self._last_take = None if call is None else (call, [ticket.seq for ticket in tickets])
         return tickets
 
     def report(self, reported: Sequence[Outcome], *, signals: Signals | None = None, call: str | None = None) -> Judged:
@@ -338,6 +342,7 @@ class Selector:
         """
         if self._current is not None:
             raise ConfigError("Selector.report(): a step is open; report to the step instead.")
+        call = _call_name(call, "report")
         if self._last_report is not None and call is not None and call == self._last_report[0]:
             return self._last_report[1]
         stage = self._streaming
@@ -351,7 +356,7 @@ class Selector:
             stage.roll_back()
             raise
         self.metrics = stage.numbers()
-        self._last_report = None if call is None else (str(call), judged)
+        self._last_report = None if call is None else (call, judged)
         return judged
 
     def settle(self, *, signals: Signals | None = None) -> None:
@@ -434,7 +439,7 @@ class Selector:
         """
         if self._current is None:
             self.settle()
-        return state.save(path, *saved.content(self))
+        return state.save(path, *saved.content(self), most=self._most_bytes)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Become exactly the selector that wrote `path`. Nothing changes if it cannot be used.
@@ -487,7 +492,7 @@ class Selector:
         if self.directory is None:
             return None
         try:
-            return RunDirectory(self.directory, saved.most_bytes(self), generations)
+            return RunDirectory(self.directory, self._most_bytes, generations)
         except OSError as error:
             raise ConfigError(
                 f"Selector(directory={str(self.directory)!r}) cannot be used: {error}. Name a folder to write to."
@@ -592,6 +597,18 @@ def _require_count(name: str, value: int, where: str = "", *, least: int = 1) ->
         call = f"Selector{'.' + where if where else ''}({name}=...)"
         limit = f" and at most {_LARGEST:,}" if isinstance(value, int) and value > _LARGEST else ""
         raise ConfigError(f"{call} must be a whole number >= {least}{limit}, got {shown(value)}.")
+
+
+def _call_name(call: str | None, where: str) -> str | None:
+    """The name of a call as text: what is saved is text, and a retry is told by it."""
+    number = isinstance(call, int) and not isinstance(call, bool) and abs(call) <= _LARGEST
+    if call is None or number or isinstance(call, uuid.UUID):
+        return None if call is None else str(call)
+    if isinstance(call, str) and len(call) <= _LONGEST_NAME:
+        return call
+    raise ConfigError(
+        f"Selector.{where}(call=...) must be a name of at most {_LONGEST_NAME:,} characters, such as a uuid, got {shown(call)}."
+    )
 
 
 def _require_version(value: int, where: str) -> None:

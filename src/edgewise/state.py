@@ -137,10 +137,10 @@ def _digest(header: str, arrays: dict[str, Array]) -> str:
     return hasher.hexdigest()
 
 
-def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str, Array]) -> int:
+def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str, Array], *, most: int = MOST_BYTES) -> int:
     """Write a state atomically and return its size in bytes.
 
-    header and arrays: as `encode` takes them.
+    header and arrays: as `encode` takes them.  most: bytes that a file may have at most, to be read back.
     Raises OSError if the disk refuses, StateError if the content cannot be written; what stood at `path` is then untouched.
     """
     target = Path(path)
@@ -148,8 +148,18 @@ def save(path: str | os.PathLike[str], header: dict[str, Any], arrays: dict[str,
         data = encode(header, arrays)
     except StateError as error:
         raise StateError(f"{target}: {error}") from error
+    require_readable(data, most)
     write(target, data)
     return len(data)
+
+
+def require_readable(data: bytes, most: int) -> None:
+    """Raise StateError for what would be refused when it is read, at a time when that helps nobody."""
+    if len(data) > most:
+        raise StateError(
+            f"the state has {len(data):,} bytes, and would not be read back: more than {most:,} are not taken for a state of "
+            "this run. Use a method that keeps less."
+        )
 
 
 def write(target: Path, data: bytes) -> None:
