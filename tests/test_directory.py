@@ -826,3 +826,66 @@ def test_what_would_not_be_read_back_is_not_written_in_silence(tmp_path: Path, m
         s.save(tmp_path / "state")
     assert not (tmp_path / "state").exists()
     assert not list((tmp_path / "run").glob("*.safetensors"))
+
+
+# -- what the directory itself cannot show ---------------------------------------------------------------------------------
+
+
+def test_a_journal_that_is_gone_is_told_and_a_directory_emptied_is_no_first_start(tmp_path: Path) -> None:
+    s = selector(directory=tmp_path / "run")
+    for k in range(6):
+        run_step(s, k)
+    s.close()
+    for what in ("newest journal", "emptied journal", "all states"):
+        copy = tmp_path / what
+        shutil.copytree(tmp_path / "run", copy)
+        newest = sorted(copy.glob("*.journal"))[-1]
+        if what == "emptied journal":
+            os.truncate(newest, 0)
+        else:
+            newest.unlink()
+        if what == "all states":
+            for file in copy.glob("selector-*"):
+                file.unlink()
+            with pytest.raises(StateError, match="has no state any longer, though the writer before made commit 6"):
+                selector(directory=copy)
+            selector(directory=copy, resume="fresh").close()
+            assert selector(directory=copy).step_number == 0  # nothing was promised since
+        else:
+            with pytest.warns(DegradedWarning, match="made commit 6, the newest found is 2"):
+                again = selector(directory=copy)
+            assert again.step_number == 2
+            again.close()
+            selector(directory=copy).close()  # told once
+    ledger.note(13, tried=3, held=3)
+
+
+@pytest.mark.parametrize("kind", ["journal", "safetensors"])
+def test_a_disk_that_fails_at_start_is_no_reason_to_go_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """A newer state may be in the file that cannot be read just now: refused, unless the others lead to the same state."""
+    s = selector(directory=tmp_path)
+    for k in range(6):
+        run_step(s, k)
+    s.close()
+    newest, real = sorted(tmp_path.glob(f"*.{kind}"))[-1], state.read
+
+    def failing(source: Path, *args: Any, **more: Any) -> bytes:
+        if Path(source) == newest:
+            raise StateError(f"{source} cannot be read: [Errno 5] Input/output error") from OSError(5, "Input/output error")
+        return real(source, *args, **more)
+
+    monkeypatch.setattr("edgewise.state.read", failing)
+    monkeypatch.setattr("edgewise.journal.read", failing)
+    if kind == "journal":
+        with pytest.raises(StateError, match="may hold the newest state"):
+            selector(directory=tmp_path)
+    else:
+        with pytest.warns(DegradedWarning, match="cannot be read"):
+            again = selector(directory=tmp_path)
+        assert again.step_number == 6
+        again.close()
+    monkeypatch.undo()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DegradedWarning)
+        assert selector(directory=tmp_path).step_number == 6
+    ledger.note(7, tried=1, held=1)

@@ -165,7 +165,7 @@ def test_a_writer_on_another_machine_is_known_by_its_count(
 def test_a_lease_of_another_machine_that_is_given_back_meanwhile_is_free_at_once(tmp_path: Path) -> None:
     said = {"fence": 1, "host": "far", "pid": 1, "kernel": "other", "process": "x"}
     file = lease.file_of(tmp_path, 1)
-    file.write_bytes(json.dumps(said).encode() + b"\n" + lease._count(3))
+    file.write_bytes(json.dumps(said).encode() + b"\n" + lease._count(3, 7))
 
     def release() -> None:
         time.sleep(0.3)
@@ -571,10 +571,10 @@ def test_a_lease_that_becomes_garbage_in_its_own_thread_is_given_back(tmp_path: 
     taken = Lease(tmp_path)
     real, count = taken, lease._count
 
-    def collected(beats: int) -> bytes:
+    def collected(beats: int, commit: int) -> bytes:
         if threading.current_thread().name == "edgewise-lease":
             real.release()
-        return count(beats)
+        return count(beats, commit)
 
     monkeypatch.setattr(lease, "_count", collected)
     deadline = time.monotonic() + 5

@@ -71,6 +71,8 @@ class RunDirectory:
         """What the user should be told, in words; whoever tells it empties the list."""
         self._noted: set[str] = set()
         self._lease = Lease(self.path, least=self._highest_fence() + 1)
+        self.promised = self._lease.promised
+        """The last commit that the writer before said it had made; 0 if it said nothing."""
         try:
             if self._lease.took_over:
                 self.notes.append(f"{self.path} was taken over from {self._lease.took_over}, which is dead or frozen.")
@@ -120,6 +122,13 @@ class RunDirectory:
             self._lineage = list(recovered.snapshots)
             self._records, self._bytes = recovered.records, recovered.record_bytes
             self._snapshot_size = self._lineage[0].path.stat().st_size
+        newest = max((node.commit for node in history.nodes()), default=0)
+        if newest < self.promised:
+            self.notes.append(
+                f"{self.path}: the writer before made commit {self.promised:,}, the newest found is {newest:,}: a file was "
+                "cut, damaged, deleted or not copied."
+            )
+        self._lease.promise(self._commit)
 
     def set_aside(self) -> None:
         """Keep all that is there under names that are never read again. Raises OSError."""
@@ -173,6 +182,7 @@ class RunDirectory:
             self._start_over()
             raise
         self._lease.require()  # whoever took over since has not read this record; whoever does from here on, will
+        self._lease.promise(number)
         self._tip = _Tip(Base(header, arrays), digest)
         self._records, self._bytes = self._records + 1, self._bytes + len(data)
         full = self._records >= RECORDS or self._bytes >= max(BYTES, self._snapshot_size)
@@ -271,6 +281,7 @@ class RunDirectory:
             )
         size = len(data)
         self._lease.require()
+        self._lease.promise(self._commit)
         self._journal = None
         self._tip = _Tip(Base(header, arrays), identity)
         self._records = self._bytes = 0

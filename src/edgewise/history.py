@@ -10,6 +10,7 @@ whatever a writer that had been frozen still appends when it wakes up. Names are
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import re
@@ -29,6 +30,9 @@ _NAME = re.compile(r"selector-(?:(\d{6,9})-)?(\d{9,12})\.(safetensors|journal)\Z
 
 UNKNOWN = 1 << 62
 """Step of a snapshot whose header cannot be read."""
+
+_NO_FILE_OF_OURS = (errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENOTDIR, errno.EISDIR)
+"""Errors of links, sockets and devices: somebody put them there."""
 
 _TRIES = 200
 """Times that files are listed anew because one was compacted away between listing and reading."""
@@ -78,7 +82,8 @@ class _Vanished(Exception):
 class History:
     """What a directory holds, but for what was left behind. Made by `of`; if files vanish as they are read it looks anew.
 
-    journals: each with its scan.  broken: what could not be read, in words, newest first.
+    journals: each with its scan.  broken: what could not be read, in words, newest first.  refused: files among these that the
+    disk or a permission keeps from us: what they hold may be sound.
     """
 
     directory: Path
@@ -86,6 +91,7 @@ class History:
     snapshots: list[Found] = field(default_factory=list)
     journals: list[tuple[Found, journal.Scan]] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+    refused: list[Found] = field(default_factory=list)
     _begun: dict[int, int] = field(default_factory=dict)
     """Of each writer: the commit behind which it went on."""
     _heads: dict[Path, Node] = field(default_factory=dict)
@@ -165,14 +171,14 @@ class History:
         for fence, commit in (*((f.fence, f.commit - 1) for f in snapshots), *((f.fence, f.commit) for f in journals)):
             self._begun[fence] = min(commit, self._begun.get(fence, commit))
         self.snapshots = [found for found in snapshots if found.commit <= self._bound(found.fence)]
-        self.journals, self.broken, self._sound, self._loaded = [], [], {}, {}
+        self.journals, self.broken, self.refused, self._sound, self._loaded = [], [], [], {}, {}
         for found in journals:
             if found.commit > self._bound(found.fence):
                 continue
             try:
                 scan = journal.scan(found.path, 2 * self.most)
             except StateError as error:
-                self.broken.append(_unless_vanished(found.path, error))
+                self._unreadable(found, error)
                 scan = journal.Scan(b"", (), 0, 0, False)
             self.journals.append((found, scan))
             if scan.bad and not scan.torn:
@@ -190,7 +196,7 @@ class History:
         try:
             header = state.header_of(found.path)
         except StateError as error:
-            self.broken.append(_unless_vanished(found.path, error))
+            self._unreadable(found, error)
             self._sound[found.path] = False
             header = {}
         given, step = header.get("state"), header.get("step")
@@ -262,9 +268,25 @@ class History:
         except StateVersionError:
             raise
         except StateError as error:
-            self.broken.append(_unless_vanished(found.path, error))
+            self._unreadable(found, error)
             return False
         return True
+
+    def _unreadable(self, found: Found, error: StateError) -> None:
+        """Take note of it; raises _Vanished if the file is not there any longer."""
+        self.broken.append(_unless_vanished(found.path, error))
+        cause = error.__cause__
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno not in _NO_FILE_OF_OURS):
+            self.refused.append(found)
+
+    def may_hide(self, recovered: Recovered | None) -> Found | None:
+        """A file that is kept from us and may hold a newer state than the one found; None if there is none."""
+        for found in self.refused:
+            if recovered is None or found[:2] > recovered.node[:2]:
+                return found
+            if found.path.suffix == ".journal" and found[:2] == recovered.node[:2]:  # it begins where that state stands
+                return found
+        return None
 
     def _content(self, found: Found) -> tuple[dict[str, Any], dict[str, Array]]:
         """Header and arrays of a sound snapshot, to be changed by the caller."""

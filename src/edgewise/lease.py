@@ -101,6 +101,8 @@ class Lease:
         self.directory = directory
         self._pid = os.getpid()
         self._kernel = _kernel()
+        self.promised = 0
+        """The last commit of the writer before, as far as it said so: fewer than these may mean that a file was lost."""
         self.took_over = ""
         """Who had it before and did not give it back, in words; empty if nobody."""
         while True:
@@ -128,7 +130,7 @@ class Lease:
                 self.path.unlink(missing_ok=True)
             os.close(self._file)
             raise
-        heart = _Heart(self._file, len(self._said), self._pid)
+        self._heart = heart = _Heart(self._file, len(self._said), self._pid)
         self._end = weakref.finalize(self, heart.end)
         threading.Thread(target=heart.beat, name="edgewise-lease", daemon=True).start()
 
@@ -156,6 +158,10 @@ class Lease:
         self.require_own_process()
         self._give_way_to(numbers(self.directory))
 
+    def promise(self, commit: int) -> None:
+        """Say that `commit` is on disk, for whoever comes next. Not waited for: it is a hint, the files are what counts."""
+        self._heart.promise(commit)
+
     def release(self) -> None:
         """Give it back, so that the next writer need not ask whether this one is alive."""
         if os.getpid() == self._pid:
@@ -179,12 +185,14 @@ class Lease:
         except FileNotFoundError:
             return False
         said = _said(content)
+        self.promised = said.get("commit", 0)
         if said.get("released") or said.get("process") == _MINE and said.get("pid") == self._pid:
             return True  # given back; or ours: a notebook that makes its selector once more
         here = said.get("kernel") == self._kernel
         shared = here and _pids() and said.get("pids") == _pids()  # whether process numbers mean the same to both
         running = exists(said.get("pid")) if shared else None
-        if here and _is_locked(file) is False or running is False:
+        unlocked = _is_locked(file) is False if here or not said else False  # nothing said: killed as it was made
+        if unlocked or running is False:
             self.took_over = _words(said)
             return True
         age = silent_for(said) or 0.0  # the clock of another machine says nothing
@@ -239,13 +247,17 @@ class Lease:
             "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         }  # fmt: skip
         line = json.dumps(said).encode() + b"\n"
-        os.pwrite(self._file, line + _count(0), 0)
+        os.pwrite(self._file, line + _count(0, 0), 0)
         os.fsync(self._file)
         return line
 
 
-def _count(beats: int) -> bytes:
-    return f"{beats:012d} {time.monotonic_ns():020d}\n".encode()
+def _count(beats: int, commit: int) -> bytes:
+    return f"{beats:012d} {time.monotonic_ns():020d} {commit:012d}\n".encode()
+
+
+def _released(commit: int) -> bytes:
+    return f"{'released':33} {commit:012d}\n".encode()
 
 
 class _Heart:
@@ -258,19 +270,24 @@ class _Heart:
         self._stop = threading.Event()
         self._writing = threading.Lock()  # or the count could land in another file, opened under the number of a closed one
         self._thread, self._ended_by_itself = 0, False
+        self._beats = self._commit = 0
         _hearts.add(self)
 
     def beat(self) -> None:
         """Until `end`. A count that cannot be written changes nothing here: others will draw their conclusions."""
         self._thread = threading.get_ident()
-        beats = 0
         while not self._stop.wait(BEAT_S):
-            beats += 1
-            with self._writing:
-                if not self._stop.is_set():
-                    self._write(_count(beats))
+            self._beats += 1
+            self.promise(self._commit)
         if self._ended_by_itself:
             self._finish()
+
+    def promise(self, commit: int) -> None:
+        """Count, and say which commit is on disk."""
+        with self._writing:
+            self._commit = commit
+            if not self._stop.is_set():
+                self._write(_count(self._beats, commit))
 
     def end(self) -> None:
         """Say that the lease was given back: at `release`, when its owner is garbage, or when the interpreter exits."""
@@ -291,7 +308,7 @@ class _Heart:
                 os.close(self._file)
 
     def _finish(self) -> None:
-        self._write(b"released".ljust(len(_count(0)) - 1) + b"\n")
+        self._write(_released(self._commit))
         if self._is_ours():
             os.close(self._file)
 
@@ -349,11 +366,16 @@ def _said(content: bytes) -> dict[str, Any]:
         said = json.loads(line)
         if not isinstance(said, dict):
             return {}
-        if count.startswith(b"released"):
-            return said | {"released": True}
-        return said | {"counted_ns": int(count.split()[1][:20])}
+        first, *more = count.split()
+        if first == b"released":
+            return said | {"released": True, "commit": _commit(more)}
+        return said | {"counted_ns": int(more[0][:20]), "commit": _commit(more[1:])}
     except (ValueError, IndexError, RecursionError):
         return {}
+
+
+def _commit(words: list[bytes]) -> int:
+    return int(words[0][:12]) if words else 0
 
 
 def _words(said: dict[str, Any]) -> str:

@@ -276,11 +276,17 @@ def continue_from(selector: Selector, directory: RunDirectory, resume: str | int
 
 def _continue_from(selector: Selector, directory: RunDirectory, resume: str | int) -> None:
     if resume == "fresh":
+        directory.promised = 0
         directory.set_aside()
         directory.continue_from(directory.history(), None, exactly=False)
         return
     history = directory.history()
     recovered = history.newest() if isinstance(resume, str) else history.at_step(resume)
+    if (hidden := history.may_hide(recovered)) is not None and isinstance(resume, str):
+        raise StateError(
+            f"{hidden.path} cannot be read, and may hold the newest state:\n  {history.broken[0]}\nTry again when the disk "
+            "works; to go on without it, move it away."
+        )
     if recovered is None:
         _refuse_to_begin_anew(directory, history, resume)
         directory.continue_from(history, None, exactly=False)
@@ -311,6 +317,11 @@ def _refuse_to_begin_anew(directory: RunDirectory, history: History, resume: str
         raise StateError(
             f"{directory.path} has no state of step {resume}: {there}.{listed}\nResume from another checkpoint, keep more of "
             "the past (generations=...), or pass resume='fresh' to start from priors."
+        )
+    if directory.promised and not (history.nodes() or history.journals or history.broken):
+        raise StateError(
+            f"{directory.path} has no state any longer, though the writer before made commit {directory.promised:,} there. "
+            "Bring its files back, or pass resume='fresh' to start from priors."
         )
     if history.nodes() or history.journals or history.broken:
         raise StateError(f"No readable state among those in {directory.path}:{listed}\nresume='fresh' starts anew.")
