@@ -166,12 +166,12 @@ def write(
             say(refused=str(error), pid=os.getpid(), after=time.monotonic() - began)
             return
         say(opened=s.step_number, pid=os.getpid())
-        assert s._files is not None
+        assert s._durable is not None
         if child == "fork" and os.fork() == 0:
             time.sleep(5)
             os._exit(0)
         if child == "lock":
-            say(child=subprocess.Popen(["sleep", "30"], pass_fds=[s._files._lease._file]).pid, pid=os.getpid())
+            say(child=subprocess.Popen(["sleep", "30"], pass_fds=[s._durable.files._lease._file]).pid, pid=os.getpid())
         while s.step_number < steps:
             with warnings.catch_warnings(record=True) as said:
                 warnings.simplefilter("always")

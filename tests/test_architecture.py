@@ -70,7 +70,8 @@ LEVELS = {
     "cli": 11,
     "__main__": 12,
 }
-SAME_ROOM = dict.fromkeys(("stage", "view", "step", "saved", "waiting", "accounts", "contract", "accepted", "undo"), "selector")
+SPLIT_OFF = ("arguments", "stage", "view", "step", "saved", "durable", "waiting", "accounts", "contract", "accepted", "undo")
+SAME_ROOM = dict.fromkeys(SPLIT_OFF, "selector")
 SAME_ROOM["history"] = "directory"
 """Files that were split off another and share its room."""
 

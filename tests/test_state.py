@@ -195,7 +195,7 @@ def test_a_header_too_large_to_be_read_back_is_never_written(tmp_path: Path, mon
     monkeypatch.setattr(state, "_MOST_HEADER", 1_000)
     with pytest.raises(StateError, match="could not be read back"):
         s.save(tmp_path / "larger")
-    s._files.forget_base()  # type: ignore[union-attr]  # so that the next commit writes all of it
+    s._durable.files.forget_base()  # type: ignore[union-attr]  # so that the next commit writes all of it
     with pytest.warns(DegradedWarning, match="could not be read back"):
         s.commit()
     monkeypatch.undo()

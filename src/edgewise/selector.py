@@ -21,21 +21,17 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgewise import saved, state
+from edgewise import arguments, saved, state
 from edgewise.compose import method_of
 from edgewise.decided import Judged, together
-from edgewise.directory import RunDirectory
+from edgewise.durable import Durable
 from edgewise.errors import (
     ConfigError,
     DegradedWarning,
     EdgewiseError,
     HostError,
-    MethodError,
     OutcomeError,
-    StateError,
-    nearest,
 )
-from edgewise.foreign import shown
 from edgewise.method import Method
 from edgewise.methods import methods_with
 from edgewise.metrics import EntropyPremise
@@ -45,7 +41,6 @@ from edgewise.step import Step
 from edgewise.stream import PromptStream
 from edgewise.tickets import Packed
 from edgewise.types import (
-    MOST_ROLLOUTS,
     ROLLOUT_SIGNALS,
     Array,
     Bools,
@@ -62,10 +57,6 @@ from edgewise.waiting import Retired, Waiting
 
 _NAMED = 8
 """Names of other methods that an error lists."""
-_LARGEST = 2**62
-"""Of whole numbers that are saved."""
-_LONGEST_NAME = 1_000
-"""Characters of the name of a call: the last one is in the header of each saved state."""
 _STILL = 64
 """Batches of tickets at one policy version after which a warning asks whether it was forgotten."""
 
@@ -118,42 +109,11 @@ class Selector:
         total_steps: int | None = None,
         expire_after: int | None = None,
     ) -> None:
-        _require_count("batch_size", batch_size)
-        _require_count("group_size", group_size)
-        if group_size > MOST_ROLLOUTS:
-            raise ConfigError(f"Selector(group_size=...) must be at most {MOST_ROLLOUTS:,}, got {shown(group_size)}.")
-        _require_count("seed", seed, least=0)
-        if not isinstance(on_problem, str) or on_problem not in ("degrade", "strict"):
-            hint = nearest(str(on_problem), ("degrade", "strict")) if isinstance(on_problem, str) else ""
-            raise ConfigError(f"Selector(on_problem=...) must be 'degrade' or 'strict', got {shown(on_problem)}.{hint}")
-        step = isinstance(resume, (int, np.integer)) and not isinstance(resume, bool) and 0 <= resume <= _LARGEST
-        if not (step or (isinstance(resume, str) and resume in ("auto", "adapt", "fresh"))):
-            hint = nearest(resume, ("auto", "adapt", "fresh")) if isinstance(resume, str) else ""
-            raise ConfigError(
-                f"Selector(resume=...) must be 'auto', 'adapt', 'fresh' or a step >= 0, got {shown(resume)}.{hint}"
-            )
-        if parameters is not None and not (
-            isinstance(parameters, Mapping) and all(isinstance(name, str) for name in parameters)
-        ):
-            raise ConfigError(f"Selector(parameters=...) must be a mapping of names to values, got {shown(parameters)}.")
-        _require_folder(directory)
-        if step and directory is None:
-            raise ConfigError(f"Selector(resume={resume!r}) needs a directory=... that holds the state of that step.")
-        _require_count("generations", generations)
-        if generations < 2:
-            raise ConfigError(f"Selector(generations=...) must be at least 2, got {generations!r}: one may turn out damaged.")
-        if isinstance(correct_at, bool) or not isinstance(correct_at, (int, float)) or not abs(correct_at) < 1e300:
-            raise ConfigError(f"Selector(correct_at=...) must be a finite number, got {shown(correct_at)}.")
-        if total_steps is not None:
-            _require_count("total_steps", total_steps)
-        if expire_after is not None and (
-            isinstance(expire_after, bool)
-            or not isinstance(expire_after, (int, np.integer))
-            or not 0 <= expire_after <= _LARGEST
-        ):
-            raise ConfigError(
-                f"Selector(expire_after=...) must be None or a whole number of policy versions >= 0, got {shown(expire_after)}."
-            )
+        arguments.require(
+            batch_size=batch_size, group_size=group_size, seed=seed, parameters=parameters, directory=directory, resume=resume,
+            generations=generations, on_problem=on_problem, correct_at=correct_at, total_steps=total_steps,
+            expire_after=expire_after,
+        )  # fmt: skip
         self.method = method_of(method, parameters)
         self.pool = pool if isinstance(pool, PromptPool) else PromptPool.from_dataset(pool)
         self.batch_size = int(batch_size)
@@ -197,20 +157,12 @@ class Selector:
         self._premise = EntropyPremise()
         self._current: Step | None = None
         self._streaming = Stage(self, streaming=True)
-        self._files: RunDirectory | None = None
-        self._behind = False  # the last commit did not reach the disk
-        self._touched: list[Ints] = []
-        """Rows whose per-prompt state changed since the last commit to `directory`."""
+        self._durable: Durable | None = None
         self._tables = {"table/in_flight": Packed(), "table/expired": Packed()}
         saved.require_savable(self)
-        self._files = self._open_directory(generations)
-        if self._files is not None:
-            try:
-                saved.continue_from(self, self._files, resume if isinstance(resume, str) else int(resume))
-            except BaseException:
-                self._files.close()
-                raise
-            self._tell()
+        if self.directory is not None:
+            self._durable = Durable(self, self.directory, generations)
+            self._durable.begin(resume if isinstance(resume, str) else int(resume))
 
     # -- synchronous hosts ---------------------------------------------------------------------------------------------
 
@@ -218,7 +170,7 @@ class Selector:
         """One training step as a context manager. Leaving it commits; an exception rolls it back."""
         if self._current is not None:
             raise ConfigError("Selector.step(): the previous step is still open; leave its `with` block first.")
-        _require_version(policy_version, "step")
+        arguments.require_version(policy_version, "step")
         self._watch_version(int(policy_version))
         return Step(self, policy_version)
 
@@ -284,13 +236,13 @@ class Selector:
         """
         if self._current is not None:
             raise ConfigError("Selector.take(): a step is open; a run uses either `step` or `take`, not both at once.")
-        _require_count("n", n, "take")
-        call = _call_name(call, "take")
+        arguments.require_count("n", n, "take")
+        call = arguments.call_name(call, "take")
         if self._last_take is not None and call is not None and call == self._last_take[0]:
             again = [self._open[seq] for seq in self._last_take[1] if seq in self._open]
             self._reissue = [ticket for ticket in self._reissue if ticket not in again]
             return again
-        _require_version(policy_version, "take")
+        arguments.require_version(policy_version, "take")
         self._watch_version(int(policy_version))
         # one that is about to expire is not handed out: its prompt may be issued again by this very call
         oldest = None if self.expire_after is None else int(policy_version) - self.expire_after
@@ -342,7 +294,7 @@ class Selector:
         """
         if self._current is not None:
             raise ConfigError("Selector.report(): a step is open; report to the step instead.")
-        call = _call_name(call, "report")
+        call = arguments.call_name(call, "report")
         if self._last_report is not None and call is not None and call == self._last_report[0]:
             return self._last_report[1]
         stage = self._streaming
@@ -473,10 +425,9 @@ class Selector:
         self._premise = kept.premise
         self._streaming = Stage(self, streaming=True)
         self._streaming.view.aim(max(0, kept.number - 1), kept.version, {})
-        self._touched = []
         self._tables = {name: Packed() for name in self._tables}  # the same numbers may name other tickets now
-        if self._files is not None:
-            self._files.forget_base()
+        if self._durable is not None:
+            self._durable.became()
 
     def _packed_tickets(self) -> dict[str, Ints]:
         """The tickets in flight and the expired ones, as they are saved."""
@@ -485,67 +436,13 @@ class Selector:
 
     def close(self) -> None:
         """Give `directory` back at once, for another process to write in. Not needed: so does the end of this one."""
-        if self._files is not None:
-            self._files.close()
-
-    def _open_directory(self, generations: int) -> RunDirectory | None:
-        if self.directory is None:
-            return None
-        try:
-            return RunDirectory(self.directory, self._most_bytes, generations)
-        except OSError as error:
-            raise ConfigError(
-                f"Selector(directory={str(self.directory)!r}) cannot be used: {error}. Name a folder to write to."
-            ) from error
+        if self._durable is not None:
+            self._durable.close()
 
     def _autosave(self) -> None:
-        """Make this commit durable; a disk that refuses degrades the run, it never stops it."""
-        if self._files is None:
-            return
-        rows = np.unique(np.concatenate(self._touched)) if self._touched else np.empty(0, dtype=np.int64)
-        self._touched = [rows]
-        try:
-            content = saved.content(self)
-        except Exception as error:  # the method's own
-            self._is_degraded(
-                MethodError(f"{self.method.name}.state failed: {type(error).__name__}: {error}. Nothing was written.")
-            )
-            return
-        try:
-            self.metrics["commit_bytes"] = float(self._files.commit(*content, rows))
-        except MethodError as error:  # it is on disk all the same
-            self._touched = []
-            self.problem(MethodError(f"{self.method.name}: {error}"))
-            return
-        except (OSError, StateError) as error:
-            self._is_degraded(
-                StateError(
-                    f"Selector(directory={str(self.directory)!r}): the state of step {self._number} could not be written: "
-                    f"{str(error).rstrip('.')}. The run goes on, and each commit tries again; until then the last written "
-                    "state stands."
-                )
-            )
-            return
-        self._touched = []
-        if self._behind:
-            self._behind = False
-            self._warned -= {StateError.__name__, MethodError.__name__}  # the next failure is news again
-        self.metrics["journal_degraded"] = 0.0
-        self._tell()
-
-    def _is_degraded(self, error: EdgewiseError) -> None:
-        """This commit did not reach the disk."""
-        self._behind = True
-        self.metrics["journal_degraded"] = 1.0
-        self.problem(error)
-        self.metrics["degraded_total"] = self._totals["degraded_total"]
-
-    def _tell(self) -> None:
-        """Say what became of the directory that the user should know."""
-        if self._files is not None:
-            notes, self._files.notes = self._files.notes, []
-            for note in notes:
-                self._warn(note)
+        """Make this commit durable, if there is a `directory`."""
+        if self._durable is not None:
+            self._durable.commit()
 
     def watch(self, function: Callable[[Groups, Verdicts], None]) -> None:
         """Call `function(groups, verdicts)` with all decided groups, dropped ones too: for logs. A failure is a problem."""
@@ -590,46 +487,3 @@ class Selector:
             self._warned.add(once)
             message += " (Said once; counted in the metric degraded_total.)"
         warnings.warn(f"edgewise: {message}", DegradedWarning, stacklevel=3)
-
-
-def _require_count(name: str, value: int, where: str = "", *, least: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= _LARGEST:
-        call = f"Selector{'.' + where if where else ''}({name}=...)"
-        limit = f" and at most {_LARGEST:,}" if isinstance(value, int) and value > _LARGEST else ""
-        raise ConfigError(f"{call} must be a whole number >= {least}{limit}, got {shown(value)}.")
-
-
-def _call_name(call: str | None, where: str) -> str | None:
-    """The name of a call as text: what is saved is text, and a retry is told by it."""
-    number = isinstance(call, int) and not isinstance(call, bool) and abs(call) <= _LARGEST
-    if call is None or number or isinstance(call, uuid.UUID):
-        return None if call is None else str(call)
-    if isinstance(call, str) and len(call) <= _LONGEST_NAME:
-        return call
-    raise ConfigError(
-        f"Selector.{where}(call=...) must be a name of at most {_LONGEST_NAME:,} characters, such as a uuid, got {shown(call)}."
-    )
-
-
-def _require_version(value: int, where: str) -> None:
-    try:
-        if abs(int(value)) <= _LARGEST - 1:
-            return
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ConfigError(
-        f"Selector.{where}(policy_version=...) must be a whole number below 2^62, such as the optimizer step, "
-        f"got {shown(value)}."
-    )
-
-
-def _require_folder(directory: object) -> None:
-    if directory is None:
-        return
-    path = os.fspath(directory) if isinstance(directory, (str, os.PathLike)) else None
-    try:
-        named = isinstance(path, str) and 0 < len(os.fsencode(path)) <= 4_000 and "\0" not in path
-    except UnicodeEncodeError:
-        named = False
-    if not named:
-        raise ConfigError(f"Selector(directory=...) must be the path of a folder, or None, got {shown(directory)}.")

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
 MOST_EXPIRED = 65_536
 """Expired tickets that are remembered: 8 numbers each in a saved state. The oldest go first."""
 
-_PARTS = 256
-"""Lists of touched rows that are kept apart until the next commit."""
-
 
 class Stage:
     """One step (or one stream) of one selector."""
@@ -309,10 +306,8 @@ class Stage:
         rows = np.unique(groups.rows)
         before = self._undo.shared()
         self._undo.touch(rows)
-        if selector._files is not None:
-            selector._touched.append(rows)
-            if len(selector._touched) > _PARTS:  # a stream that never commits
-                selector._touched = [np.unique(np.concatenate(selector._touched))]
+        if selector._durable is not None:
+            selector._durable.touch(rows)
         try:
             selector.method.observe(outcomes.copied(groups), self.view)
         except Exception as error:
