@@ -257,7 +257,7 @@ def test_what_a_writer_writes_after_its_last_look_is_never_the_newest_state(
         if writes == "a record":
             patch.setattr(journal.Tail, "append", append)
         else:
-            old._files._start_over()
+            old._durable.files._start_over()
             patch.setattr(state, "write", save)
         drive("counting", old)
     assert old.metrics["journal_degraded"] == 1, "it was told that this commit is durable, and nobody will read it"
@@ -494,7 +494,7 @@ def test_a_lease_file_that_vanishes_under_its_writer_is_made_again(tmp_path: Pat
     for file in tmp_path.glob("writer-*"):
         file.unlink()
     again = selector("counting", tmp_path)  # its number is above that of every state, or these would be the newer ones
-    assert again._files._lease.fence == 3
+    assert again._durable.files._lease.fence == 3
     assert drive("counting", again) == twin.asked[3]
     again.close()
     newest = History.of(tmp_path).newest()
