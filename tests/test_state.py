@@ -94,10 +94,11 @@ def test_a_state_that_lacks_something_is_a_state_error(tmp_path: Path, missing: 
 
 def test_a_ticket_for_no_prompt_is_a_state_error(tmp_path: Path) -> None:
     header, arrays = state.load(saved(tmp_path))
-    for row in (99, -1, 12):
+    outside = r"a ticket's row must lie in \[0, 12\)"
+    for row, why in ((99, outside), (12, outside), (-1, "a ticket has a negative number")):
         arrays["table/in_flight"][0, 1] = row
         state.save(tmp_path / "x", header, arrays)
-        with pytest.raises(StateError, match="a ticket"):
+        with pytest.raises(StateError, match=why):
             selector(n=12).restore(tmp_path / "x")
 
 
