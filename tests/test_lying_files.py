@@ -57,7 +57,25 @@ def lying_records(prev: bytes, commit: int) -> dict[str, bytes]:
         return journal.frame(9, commit, 99, prev, state.encode(change, parts))[0]
 
     some = {"index/selector/x": np.array([1 << 40]), "some/selector/x": np.zeros(1)}
+
+    def two(whole: Any, part: Any) -> bytes:
+        """An array, and a record that puts `part` at 400 places of it."""
+        first, then = journal.frame(9, commit, 99, prev, state.encode(header, {"whole/selector/x": whole}))
+        parts = {"index/selector/x": np.arange(400), "some/selector/x": part}
+        return first + journal.frame(9, commit + 1, 99, then, state.encode(header, parts))[0]
+
     return {
+        "one number for 400 entries of 8 MB": two(np.zeros((1, 1_000_000)), np.zeros((1, 1))),
+        "one number for 400 entries of an empty array": two(np.zeros((0, 1_000_000)), np.zeros((1, 1))),
+        "another type": record(header, {"rows": np.array([0]), "at/method/prompts/evidence": np.ones((1, 2), dtype=np.int8)}),
+        "rows of rows": record(header, {"rows": np.zeros((9, 9), dtype=np.int64), "at/method/prompts/evidence": np.ones(1)}),
+        "a table in three dimensions": record(header, {"put/table/in_flight": np.zeros((3, 3, 3), dtype=np.int64)}),
+        "a format that is a list": record({**header, "set": {"format": []}}, {}),
+        "a format that is another": record({**header, "set": {"format": 1}}, {}),
+        "no format": record({**header, "drop": ["format"]}, {}),
+        "commit 2^62": journal.frame(9, 1 << 62, 99, prev, state.encode(header, {}))[0],
+        "commit 0": journal.frame(9, 0, 99, prev, state.encode(header, {}))[0],
+        "the number of another lease": journal.frame(2**32 - 1, commit, 99, prev, state.encode(header, {}))[0],
         "rows outside": record(header, {"rows": np.array([10**9]), "at/method/prompts/evidence": np.zeros((1, 2))}),
         "growth to 2^40": record(header, {"whole/selector/x": np.zeros(1)} | some),
         "no such array": record(header, {"gone/table/nothing": np.zeros(1, dtype=np.int64)}),
@@ -92,7 +110,7 @@ def open_what_lies(directory: Path) -> None:
         grew = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory) / 1024
         print(json.dumps({"name": name, "seconds": seconds, "mb": grew, "same": same}), flush=True)
 
-    snapshot, records = "selector-000009-000000099.safetensors", "selector-000009-000000099.journal"
+    snapshot, records = "selector-000009-000000099.safetensors", f"selector-000009-{newest.commit:09d}.journal"
     for name, data in lying_states().items():
         cost_of(name, lambda file, data=data: file.write_bytes(data), snapshot)
     for name, data in lying_records(newest.id, newest.commit + 1).items():

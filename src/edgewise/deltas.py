@@ -133,17 +133,20 @@ def applied(
         if kind == "whole":
             found[name] = part
         elif kind == "at":
+            _require_entries(name, found[name], parts["rows"], part)
             found[name][parts["rows"]] = part
         elif kind == "gone":
             found[name] = found[name][~np.isin(found[name][:, 0], part)]
     for key, part in parts.items():  # after what is gone
         kind, _, name = key.partition("/")
         if kind == "put":
+            _require_entries(name, found[name], np.arange(len(part)), part)
             table = found[name][~np.isin(found[name][:, 0], part[:, 0])]
             table = np.concatenate([table, part])
             found[name] = table[np.argsort(table[:, 0], kind="stable")]
         elif kind == "some":
             index, old = parts[f"index/{name}"], found[name]
+            _require_entries(name, old, index, part)
             length = max(len(old), int(index.max()) + 1)
             if length > len(old) + len(index):
                 raise ValueError(f"{name} would grow by more entries than there are")
@@ -152,3 +155,13 @@ def applied(
             grown[index] = part
             found[name] = grown
     return after, found
+
+
+def _require_entries(name: str, old: Array, index: Array, part: Array) -> None:
+    """Raise ValueError unless `part` holds one entry of `old` for each place in `index`: a smaller one would be repeated until
+    it fits, be it into gigabytes, and one of another type rounded.
+    """
+    if index.dtype.kind not in "ui" or index.ndim != 1 or (len(index) and int(index.min()) < 0):
+        raise ValueError(f"the places in {name} are no row numbers")
+    if old.ndim == 0 or part.dtype != old.dtype or part.shape != (len(index), *old.shape[1:]):
+        raise ValueError(f"{name} would take {part.dtype} {part.shape} at {len(index)} places of {old.dtype} {old.shape}")

@@ -28,6 +28,9 @@ from edgewise.types import Array
 _NAME = re.compile(r"selector-(?:(\d{6,9})-)?(\d{9,12})\.(safetensors|journal)\Z")
 """Format 1 had no fence: `selector-<step>.safetensors`."""
 
+_MOST_COMMITS = 10**12
+"""As many as a name has digits for."""
+
 UNKNOWN = 1 << 62
 """Step of a snapshot whose header cannot be read."""
 
@@ -176,7 +179,7 @@ class History:
             if found.commit > self._bound(found.fence):
                 continue
             try:
-                scan = journal.scan(found.path, 2 * self.most)
+                scan = _named(found, journal.scan(found.path, 2 * self.most))
             except StateError as error:
                 self._unreadable(found, error)
                 scan = journal.Scan(b"", (), 0, 0, False)
@@ -199,6 +202,11 @@ class History:
             self._unreadable(found, error)
             self._sound[found.path] = False
             header = {}
+        if (header.get("fence", found.fence), header.get("commit", found.commit)) != found[:2]:
+            text = f"{found.path} holds another commit than its name says: it was renamed or copied."
+            self._unreadable(found, StateError(text))
+            self._sound[found.path] = False
+            header = {}
         given, step = header.get("state"), header.get("step")
         own = bytes.fromhex(given) if isinstance(given, str) and re.fullmatch("[0-9a-f]{32}", given) else None
         return Node(found.fence, found.commit, step if type(step) is int else UNKNOWN, own or str(found.path).encode())
@@ -212,17 +220,20 @@ class History:
             return None
         snapshot, records = way
         header, arrays = self._content(snapshot)
+        number = header["format"]
         for data, record, path in records:
             try:
                 change, parts = state.decode(data[record.payload], f"{path}, byte {record.at:,}", as_is=True)
                 header, arrays = applied(header, arrays, change, parts)
+                if header.get("format") != number:
+                    raise ValueError("it changes the number of the format")
             except StateVersionError:
                 raise
             except (StateError, KeyError, ValueError, TypeError, IndexError, AttributeError, MemoryError) as error:
                 message = f"{path}: the record at byte {record.at:,} cannot be applied: {repr(error)[:300]}."
                 self.broken += [message] if message not in self.broken else []
                 return None
-        exact = header["format"] == state.FORMAT
+        exact = number == state.FORMAT
         if not exact:
             header, arrays = migrated(header, arrays, str(snapshot.path))
         size = sum(journal.FRAME + record.payload.stop - record.payload.start for _, record, _ in records)
@@ -303,6 +314,16 @@ def files(directory: Path, kind: str) -> list[Found]:
         if match is not None and match[3] == kind:
             found.append(Found(int(match[1] or 0), int(match[2]), directory / name))
     return sorted(found)
+
+
+def _named(found: Found, scan: journal.Scan) -> journal.Scan:
+    """The records as far as they are of the writer that the name says, each behind the one before it."""
+    last = found.commit
+    for i, record in enumerate(scan.records):
+        if record.fence != found.fence or not last < record.commit < _MOST_COMMITS:
+            return journal.Scan(scan.data, scan.records[:i], record.at, len(scan.data) - record.at, False)
+        last = record.commit
+    return scan
 
 
 def _unless_vanished(path: Path, error: StateError) -> str:
