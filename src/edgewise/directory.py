@@ -6,11 +6,13 @@
     *.torn  *.superseded  *.backup           cut off, set aside by resume="fresh", or of an older format; never read again
 
 `fence` is the number of the writer's lease, `commit` counts the commits of the run: a writer goes on counting behind the state
-that it took up. How a state is found again is told in `history.py`; here it is written.
+that it took up. How a state is found again is told in `history.py`; here it is written. A writer that leaves states behind makes
+a second journal, empty and with one more zero in its name: see `RunDirectory._mark`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import uuid
@@ -72,7 +74,7 @@ class RunDirectory:
         self._noted: set[str] = set()
         self._lease = Lease(self.path, least=self._highest_fence() + 1)
         self.promised = self._lease.promised
-        """The last commit that the writer before said it had made; 0 if it said nothing."""
+        """(lease, number) of the last commit that the writer before spoke of; (0, 0) if it said nothing."""
         try:
             if self._lease.took_over:
                 self.notes.append(f"{self.path} was taken over from {self._lease.took_over}, which is dead or frozen.")
@@ -89,6 +91,8 @@ class RunDirectory:
         self._records = self._bytes = 0  # behind the newest of these
         self._snapshot_size = 0
         self._restored = False
+        self._behind: tuple[int, int] | None = None
+        """(lease, number) of the commit behind which we go on, while what is newer is still to be left behind."""
         self._whole = self._whole_is_told = False
         self._wrong: tuple[str, ...] = ()
         self._try_again_at = self._wait = 0
@@ -122,16 +126,22 @@ class RunDirectory:
             self._lineage = list(recovered.snapshots)
             self._records, self._bytes = recovered.records, recovered.record_bytes
             self._snapshot_size = self._lineage[0].path.stat().st_size
-        newest = max((node.commit for node in history.nodes()), default=0)
+        nodes = history.nodes()
+        newest = nodes[0][:2] if nodes else (0, 0)
+        if nodes and (recovered is None or nodes[0].id != recovered.node.id):
+            self._behind = (0, 0) if recovered is None else recovered.node[:2]
         if newest < self.promised:
+            other = f" (of lease {newest[0]}, not {self.promised[0]})" if newest[0] != self.promised[0] else ""
             self.notes.append(
-                f"{self.path}: the writer before made commit {self.promised:,}, the newest found is {newest:,}: a file was "
-                "cut, damaged, deleted or not copied."
+                f"{self.path}: the writer before made commit {self.promised[1]:,}, the newest found is {newest[1]:,}{other}: a "
+                "file was cut, damaged, deleted or not copied."
             )
-        self._lease.promise(self._commit)
+        self._lease.promise(*newest)  # until we commit nothing is given up
 
     def set_aside(self) -> None:
         """Keep all that is there under names that are never read again. Raises OSError."""
+        self.promised = (0, 0)
+        self._lease.promise(0, 0)
         for found in (*files(self.path, "safetensors"), *files(self.path, "journal")):
             found.path.rename(found.path.with_name(f"{found.path.name}.{self._lease.fence:06d}.superseded"))
 
@@ -164,6 +174,8 @@ class RunDirectory:
         arrays = {name: _plain(array) for name, array in arrays.items()}
         if self._restored:
             self._leave_behind(int(header["step"]))
+        if self._behind is not None:
+            self._mark(self._behind)
         if self._tip is None or self._whole:
             size = self._snapshot(header, arrays, uuid.uuid4().bytes)
             self._tell_of_whole_snapshots()
@@ -182,7 +194,7 @@ class RunDirectory:
             self._start_over()
             raise
         self._lease.require()  # whoever took over since has not read this record; whoever does from here on, will
-        self._lease.promise(number)
+        self._lease.promise(self._lease.fence, number)
         self._tip = _Tip(Base(header, arrays), digest)
         self._records, self._bytes = self._records + 1, self._bytes + len(data)
         full = self._records >= RECORDS or self._bytes >= max(BYTES, self._snapshot_size)
@@ -204,18 +216,31 @@ class RunDirectory:
         """The next commit cannot be a change of the last one: write all of it, twice, so that there are two generations."""
         self._tip, self._journal, self._lineage = None, None, []
 
-    def _file(self, kind: str) -> Path:
-        return self.path / f"selector-{self._lease.fence:06d}-{self._commit:09d}.{kind}"
+    def _file(self, kind: str, commit: int | None = None) -> Path:
+        return self.path / f"selector-{self._lease.fence:06d}-{self._commit if commit is None else commit:09d}.{kind}"
 
     def _leave_behind(self, step: int) -> None:
         """Go on counting behind the newest state before `step`, as a new writer, so that none after it is read again."""
         nodes = self.history().nodes()
-        before = max((node.commit for node in nodes if node.step < step), default=0)
-        if any(node.commit > before for node in nodes):
+        last = max((node[:2] for node in nodes if node.step < step), default=(0, 0))
+        before = last[1]
+        # of files that cannot be read just now no nodes are known: our own count tells, too
+        if self._commit > before or any(node.commit > before for node in nodes):
             lease = Lease(self.path, least=self._lease.fence + 1)
             self._lease.release()
-            self._lease, self._commit = lease, before
+            self._lease, self._commit, self._behind = lease, before, last
         self._restored = False
+
+    def _mark(self, last: tuple[int, int]) -> None:
+        """Let a second file say where this writer goes on, an empty journal with one more zero in its name: all that is newer
+        stays left behind even if the first file that we write is lost. Raises OSError.
+
+        last: (lease, number) of the newest commit from then on.
+        """
+        self._lease.promise(*last)
+        with contextlib.suppress(FileExistsError):  # of an attempt that failed
+            journal.Tail(self.path / f"selector-{self._lease.fence:06d}-{self._commit:010d}.journal")
+        self._behind = None
 
     def _compact(self, header: Mapping[str, Any], arrays: Mapping[str, Array], digest: bytes) -> int:
         """A new snapshot of the state just committed, once its records are known to lead to it. Returns its bytes, or 0."""
@@ -268,20 +293,20 @@ class RunDirectory:
 
     def _snapshot(self, header: Mapping[str, Any], arrays: Mapping[str, Array], identity: bytes) -> int:
         """Write a whole state, as that of the record just appended if there is one. Raises OSError, StateError."""
-        if self._tip is None or self._tip.id != identity:
-            self._commit += 1
-        found = Found(self._lease.fence, self._commit, self._file("safetensors"))
-        own = {"state": identity.hex(), "fence": self._lease.fence, "commit": self._commit}
+        number = self._commit + (self._tip is None or self._tip.id != identity)
+        found = Found(self._lease.fence, number, self._file("safetensors", number))
+        own = {"state": identity.hex(), "fence": self._lease.fence, "commit": number}
         data = state.encode({**header, **own}, dict(arrays))
         state.require_readable(data, self.most)
         state.write(found.path, data)
+        self._commit = number  # not before: our first file must say where we went on, however often the disk refuses
         if state.read(found.path, max(len(data), self.most)) != data:  # read back before anything older goes
             raise StateError(
                 f"{found.path} was written, and something else is read back: the disk does not keep what it takes."
             )
         size = len(data)
         self._lease.require()
-        self._lease.promise(self._commit)
+        self._lease.promise(self._lease.fence, self._commit)
         self._journal = None
         self._tip = _Tip(Base(header, arrays), identity)
         self._records = self._bytes = 0
@@ -339,6 +364,7 @@ class RunDirectory:
         if gone:
             self.path.mkdir(parents=True, exist_ok=True)
             lease = Lease(self.path, least=max(self._lease.fence, self._highest_fence()) + 1)
+            lease.promise(*self._lease.said())
             self._lease.release()
             self._lease = lease
         changed = self._journal is not None and not self._journal.is_ours()

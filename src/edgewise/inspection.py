@@ -66,12 +66,15 @@ def inspected(path: Path, *, thoroughly: bool = False) -> Inspection:
         return found
     if not path.is_dir():
         raise ConfigError(f"{path} is neither a folder nor a file. Name the `directory` of a Selector, or a saved state.")
+    said = lease.holder(path).get("made", (0, 0))  # first: what is promised is there already
     try:
         history = History.of(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error}.") from error
     nodes = history.nodes()
-    if not nodes and not history.journals and not history.broken:
+    if (newest := nodes[0][:2] if nodes else (0, 0)) < said:
+        found.problems.append(f"Its writer made commit {said[1]:,} under lease {said[0]}, the newest found is {newest[1]:,}.")
+    if not nodes and not history.journals and not history.broken and not any(said):
         raise ConfigError(f"{path} holds no state of a selector. Name the `directory` of a Selector, or a saved state.")
     recovered = history.newest()
     if recovered is None:

@@ -101,8 +101,8 @@ class Lease:
         self.directory = directory
         self._pid = os.getpid()
         self._kernel = _kernel()
-        self.promised = 0
-        """The last commit of the writer before, as far as it said so: fewer than these may mean that a file was lost."""
+        self.promised = (0, 0)
+        """(lease, number) of the last commit before, as far as that was said: an older newest state may mean a lost file."""
         self.took_over = ""
         """Who had it before and did not give it back, in words; empty if nobody."""
         while True:
@@ -130,7 +130,7 @@ class Lease:
                 self.path.unlink(missing_ok=True)
             os.close(self._file)
             raise
-        self._heart = heart = _Heart(self._file, len(self._said), self._pid)
+        self._heart = heart = _Heart(self._file, len(self._said), self._pid, self.promised)
         self._end = weakref.finalize(self, heart.end)
         threading.Thread(target=heart.beat, name="edgewise-lease", daemon=True).start()
 
@@ -158,9 +158,15 @@ class Lease:
         self.require_own_process()
         self._give_way_to(numbers(self.directory))
 
-    def promise(self, commit: int) -> None:
-        """Say that `commit` is on disk, for whoever comes next. Not waited for: it is a hint, the files are what counts."""
-        self._heart.promise(commit)
+    def promise(self, fence: int, commit: int) -> None:
+        """Say that `commit` of lease `fence` is on disk and the newest, for whoever comes next; until then what the writer
+        before said stands. Not waited for: it is a hint, the files are what counts.
+        """
+        self._heart.promise((fence, commit))
+
+    def said(self) -> tuple[int, int]:
+        """What was promised last, by this writer or one before."""
+        return self._heart.made
 
     def release(self) -> None:
         """Give it back, so that the next writer need not ask whether this one is alive."""
@@ -185,7 +191,7 @@ class Lease:
         except FileNotFoundError:
             return False
         said = _said(content)
-        self.promised = said.get("commit", 0)
+        self.promised = said.get("made", (0, 0))
         if said.get("released") or said.get("process") == _MINE and said.get("pid") == self._pid:
             return True  # given back; or ours: a notebook that makes its selector once more
         here = said.get("kernel") == self._kernel
@@ -247,47 +253,52 @@ class Lease:
             "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
         }  # fmt: skip
         line = json.dumps(said).encode() + b"\n"
-        os.pwrite(self._file, line + _count(0, 0), 0)
+        os.pwrite(self._file, line + _count(0, self.promised), 0)
         os.fsync(self._file)
         return line
 
 
-def _count(beats: int, commit: int) -> bytes:
-    return f"{beats:012d} {time.monotonic_ns():020d} {commit:012d}\n".encode()
+def _count(beats: int, made: tuple[int, int]) -> bytes:
+    return f"{beats:012d} {time.monotonic_ns():020d} {made[0]:09d} {made[1]:012d}\n".encode()
 
 
-def _released(commit: int) -> bytes:
-    return f"{'released':33} {commit:012d}\n".encode()
+def _released(made: tuple[int, int]) -> bytes:
+    return f"{'released':33} {made[0]:09d} {made[1]:012d}\n".encode()
 
 
 class _Heart:
     """Counts in a lease file from a thread of its own. It does not know its lease, which can so become garbage."""
 
-    def __init__(self, file: int, at: int, pid: int) -> None:
-        """file: open, written at byte `at` by process `pid` only, closed by `end`."""
+    def __init__(self, file: int, at: int, pid: int, made: tuple[int, int]) -> None:
+        """file: open, written at byte `at` by process `pid` only, closed by `end`.  made: the newest commit, see `promise`."""
         self._file, self._at, self._pid = file, at, pid
         self._is = _identity(file)
         self._stop = threading.Event()
-        self._writing = threading.Lock()  # or the count could land in another file, opened under the number of a closed one
+        # or the count could land in another file, opened under the number of a closed one; a signal's handler may close it, too
+        self._writing = threading.RLock()
         self._thread, self._ended_by_itself = 0, False
-        self._beats = self._commit = 0
+        self._beats, self.made = 0, made
         _hearts.add(self)
 
     def beat(self) -> None:
         """Until `end`. A count that cannot be written changes nothing here: others will draw their conclusions."""
         self._thread = threading.get_ident()
         while not self._stop.wait(BEAT_S):
-            self._beats += 1
-            self.promise(self._commit)
+            with self._writing:  # with what is promised by then
+                self._beats += 1
+                self._tell()
         if self._ended_by_itself:
             self._finish()
 
-    def promise(self, commit: int) -> None:
-        """Count, and say which commit is on disk."""
+    def promise(self, made: tuple[int, int]) -> None:
+        """Count, and say which commit is the newest on disk: (lease, number)."""
         with self._writing:
-            self._commit = commit
-            if not self._stop.is_set():
-                self._write(_count(self._beats, commit))
+            self.made = made
+            self._tell()
+
+    def _tell(self) -> None:
+        if not self._stop.is_set():
+            self._write(_count(self._beats, self.made))
 
     def end(self) -> None:
         """Say that the lease was given back: at `release`, when its owner is garbage, or when the interpreter exits."""
@@ -308,7 +319,7 @@ class _Heart:
                 os.close(self._file)
 
     def _finish(self) -> None:
-        self._write(_released(self._commit))
+        self._write(_released(self.made))
         if self._is_ours():
             os.close(self._file)
 
@@ -368,14 +379,14 @@ def _said(content: bytes) -> dict[str, Any]:
             return {}
         first, *more = count.split()
         if first == b"released":
-            return said | {"released": True, "commit": _commit(more)}
-        return said | {"counted_ns": int(more[0][:20]), "commit": _commit(more[1:])}
+            return said | {"released": True, "made": _made(more)}
+        return said | {"counted_ns": int(more[0][:20]), "made": _made(more[1:])}
     except (ValueError, IndexError, RecursionError):
         return {}
 
 
-def _commit(words: list[bytes]) -> int:
-    return int(words[0][:12]) if words else 0
+def _made(words: list[bytes]) -> tuple[int, int]:
+    return (int(words[0][:9]), int(words[1][:12])) if len(words) > 1 else (0, 0)
 
 
 def _words(said: dict[str, Any]) -> str:

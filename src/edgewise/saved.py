@@ -276,7 +276,6 @@ def continue_from(selector: Selector, directory: RunDirectory, resume: str | int
 
 def _continue_from(selector: Selector, directory: RunDirectory, resume: str | int) -> None:
     if resume == "fresh":
-        directory.promised = 0
         directory.set_aside()
         directory.continue_from(directory.history(), None, exactly=False)
         return
@@ -318,9 +317,9 @@ def _refuse_to_begin_anew(directory: RunDirectory, history: History, resume: str
             f"{directory.path} has no state of step {resume}: {there}.{listed}\nResume from another checkpoint, keep more of "
             "the past (generations=...), or pass resume='fresh' to start from priors."
         )
-    if directory.promised and not (history.nodes() or history.journals or history.broken):
+    if any(directory.promised) and not (history.nodes() or history.journals or history.broken):
         raise StateError(
-            f"{directory.path} has no state any longer, though the writer before made commit {directory.promised:,} there. "
+            f"{directory.path} has no state any longer, though the writer before made commit {directory.promised[1]:,} there. "
             "Bring its files back, or pass resume='fresh' to start from priors."
         )
     if history.nodes() or history.journals or history.broken:
