@@ -6,8 +6,8 @@
     *.torn  *.superseded  *.backup           cut off, set aside by resume="fresh", or of an older format; never read again
 
 `fence` is the number of the writer's lease, `commit` counts the commits of the run: a writer goes on counting behind the state
-that it took up. How a state is found again is told in `history.py`; here it is written. A writer that leaves states behind makes
-a second journal, empty and with one more zero in its name: see `RunDirectory._mark`.
+that it took up. How a state is found again is told in `history.py`; here it is written. A writer that leaves states behind
+makes a second journal, empty and with one more zero in its name: see `RunDirectory._mark`.
 """
 
 from __future__ import annotations
