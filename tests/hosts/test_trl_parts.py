@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from edgewise import state
 from edgewise.errors import DegradedWarning, StateError
 from edgewise.hosts import trl_checkpoint, trl_cycle
 from edgewise.hosts.trl import attach
@@ -482,3 +483,26 @@ def test_a_checkpoint_that_is_written_over_is_not_complete(
         trainer.train()
     assert not (tmp_path / "checkpoint-1" / "trainer_state.json").exists()
     assert sorted(file.name for file in stale.iterdir()) == ["buffer-0.safetensors", "selector.safetensors", "waiting-0.json"]
+
+
+def test_a_checkpoint_that_is_written_anew_is_unfinished_on_disk_before_anything_in_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a power cut could leave weights of one run beside the selector of another, and TRL's word that all is complete."""
+    trainer, selector = made(tmp_path)
+    trainer.train()
+    checkpoint = tmp_path / "checkpoint-1"
+    before = {file: file.read_bytes() for file in (checkpoint / "edgewise").iterdir()}
+    assert (checkpoint / "trainer_state.json").exists()
+    flushed: list[tuple[Path, bool, bool]] = []
+    real = state.sync_folder
+
+    def sync(folder: Path) -> None:
+        same = all(file.exists() and file.read_bytes() == data for file, data in before.items())
+        flushed.append((folder, (checkpoint / "trainer_state.json").exists(), same))
+        real(folder)
+
+    monkeypatch.setattr(state, "sync_folder", sync)
+    trl_checkpoint.save(trainer, selector, checkpoint, trainer._edgewise.store)
+    assert flushed[0] == (checkpoint, False, True)
+    ledger.note(3, tried=1, held=1)

@@ -59,8 +59,9 @@ def save(trainer: Any, selector: Selector, checkpoint: Path, store: Store) -> No
     try:
         if folder.is_symlink():
             raise StateError(f"{folder} is a symbolic link, through which nothing is written")
-        if main:
-            (checkpoint / _LAST).unlink(missing_ok=True)
+        if main and (checkpoint / _LAST).exists():
+            (checkpoint / _LAST).unlink()
+            state.sync_folder(checkpoint)  # also if the power is cut: before anything else is another
         for file in _former(folder, None if main else rank):
             file.unlink(missing_ok=True)
         if main:
