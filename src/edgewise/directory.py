@@ -12,7 +12,6 @@ makes a second journal, empty and with one more zero in its name: see `RunDirect
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import uuid
@@ -175,7 +174,7 @@ class RunDirectory:
         if self._restored:
             self._leave_behind(int(header["step"]))
         if self._behind is not None:
-            self._mark(self._behind)
+            self._lease.promise(*self._behind)
         if self._tip is None or self._whole:
             size = self._snapshot(header, arrays, uuid.uuid4().bytes)
             self._tell_of_whole_snapshots()
@@ -193,8 +192,7 @@ class RunDirectory:
         except BaseException:  # what stands at its end is unknown: never append to this file again
             self._start_over()
             raise
-        self._lease.require()  # whoever took over since has not read this record; whoever does from here on, will
-        self._lease.promise(self._lease.fence, number)
+        self._made()
         self._tip = _Tip(Base(header, arrays), digest)
         self._records, self._bytes = self._records + 1, self._bytes + len(data)
         full = self._records >= RECORDS or self._bytes >= max(BYTES, self._snapshot_size)
@@ -231,15 +229,23 @@ class RunDirectory:
             self._lease, self._commit, self._behind = lease, before, last
         self._restored = False
 
-    def _mark(self, last: tuple[int, int]) -> None:
-        """Let a second file say where this writer goes on, an empty journal with one more zero in its name: all that is newer
-        stays left behind even if the first file that we write is lost. Raises OSError.
+    def _made(self) -> None:
+        """The present commit is on disk. Raises StateInUseError unless it is ours to make, OSError."""
+        self._lease.require()  # whoever took over since has not read this one; whoever does from here on, will
+        self._lease.promise(self._lease.fence, self._commit)
+        if self._behind is not None:
+            self._mark(self._behind[1])
 
-        last: (lease, number) of the newest commit from then on.
+    def _mark(self, commit: int) -> None:
+        """Let a second file say that this writer went on behind `commit`, an empty journal with one more zero in its name: all
+        that is newer stays left behind even if the first file that we wrote is lost.
         """
-        self._lease.promise(*last)
-        with contextlib.suppress(FileExistsError):  # of an attempt that failed
-            journal.Tail(self.path / f"selector-{self._lease.fence:06d}-{self._commit:010d}.journal")
+        try:
+            journal.Tail(self.path / f"selector-{self._lease.fence:06d}-{commit:010d}.journal")
+        except FileExistsError:
+            pass
+        except OSError:
+            return  # what was committed stands all the same; the next commit tries again
         self._behind = None
 
     def _compact(self, header: Mapping[str, Any], arrays: Mapping[str, Array], digest: bytes) -> int:
@@ -305,8 +311,7 @@ class RunDirectory:
                 f"{found.path} was written, and something else is read back: the disk does not keep what it takes."
             )
         size = len(data)
-        self._lease.require()
-        self._lease.promise(self._lease.fence, self._commit)
+        self._made()
         self._journal = None
         self._tip = _Tip(Base(header, arrays), identity)
         self._records = self._bytes = 0
