@@ -589,3 +589,21 @@ def test_a_million_prompts_cost_a_string_and_sixteen_bytes_each():
     assert pool.fingerprints.nbytes == 1_600_000
     assert pool._row_by_id is None
     assert pool.row_of("99999") == 99_999
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        lambda method: PromptPool.from_dataset([]),
+        lambda method: PromptPool.from_dataset(iter(())),
+        lambda method: PromptPool.from_ids([]),
+        lambda method: edgewise.Selector(method, [], batch_size=2, group_size=4),
+        lambda method: edgewise.Selector(method, iter(()), batch_size=2, group_size=4),
+    ],
+)
+def test_an_empty_data_set_is_refused_before_a_method_starts(empty, monkeypatch):
+    method = edgewise.make("hive")
+    monkeypatch.setattr(type(method), "start", lambda *_: pytest.fail("the method was started"))
+    with pytest.raises(PoolError, match="The pool is empty: .* Check "):
+        empty(method)
+    ledger.note(42, tried=1, held=1)
