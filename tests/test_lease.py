@@ -453,7 +453,8 @@ def test_a_lease_file_that_says_nothing_is_watched_and_then_passed(
     taken = Lease(tmp_path)
     assert time.monotonic() - began < 2.5
     assert taken.fence == 5
-    assert taken.took_over
+    known = content == UNREADABLE["a long number"]  # it names its writer, whose lock is free: dead, and nothing to tell
+    assert bool(taken.took_over) != known
     assert lease.numbers(tmp_path) == [5]
     taken.release()
 
@@ -584,3 +585,15 @@ def test_a_lease_that_becomes_garbage_in_its_own_thread_is_given_back(tmp_path: 
     assert lease._is_locked(taken.path) is False
     with pytest.raises(StateError, match="was given back"):
         taken.require()
+
+
+def test_a_restart_after_a_kill_warns_of_nothing(tmp_path: Path) -> None:
+    """Warnings may be errors where it runs, and a restart is no news."""
+    for k in range(3):
+        code = (
+            "import os, warnings; warnings.simplefilter('error')\n"
+            "from tests.test_selector import run_step, selector\n"
+            f"s = selector(directory={str(tmp_path)!r}); assert s.step_number == {k}; run_step(s, {k}); os.kill(os.getpid(), 9)"
+        )
+        assert subprocess.run([sys.executable, "-c", code], cwd=ledger.ROOT).returncode == -9
+    ledger.note(20, tried=3, held=3)

@@ -104,7 +104,7 @@ class Lease:
         self.promised = (0, 0)
         """(lease, number) of the last commit before, as far as that was said: an older newest state may mean a lost file."""
         self.took_over = ""
-        """Who had it before and did not give it back, in words; empty if nobody."""
+        """Who had it before and may still live, in words; empty if nobody."""
         while True:
             found = numbers(directory)
             if found and not self._is_free(found[-1]):
@@ -199,7 +199,7 @@ class Lease:
         running = exists(said.get("pid")) if shared else None
         unlocked = _is_locked(file) is False if here or not said else False  # nothing said: killed as it was made
         if unlocked or running is False:
-            self.took_over = _words(said)
+            self.took_over = "" if "counted_ns" in said else _words(said)  # known and dead: a restart, nothing to tell
             return True
         age = silent_for(said) or 0.0  # the clock of another machine says nothing
         if running and age < PATIENCE_S:
