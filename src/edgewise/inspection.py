@@ -181,7 +181,7 @@ def _writer(path: Path) -> str:
     said = lease.holder(path)
     if not said:
         return "nobody"
-    who = f"process {said.get('pid')} on host {said.get('host')} (lease {said.get('fence')}, since {said.get('started')})"
+    who = lease.words(said)
     if said.get("released"):
         return f"nobody now; last was {who}"
     age = lease.silent_for(said)

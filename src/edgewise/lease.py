@@ -177,7 +177,7 @@ class Lease:
         if found and found[-1] > self.fence:
             said = holder(self.directory)
             raise StateInUseError(
-                f"another writer took over {self.directory}: {_words(said)}. This one (lease {self.fence}) writes no more; "
+                f"another writer took over {self.directory}: {words(said)}. This one (lease {self.fence}) writes no more; "
                 "give each run a directory of its own."
             )
 
@@ -199,14 +199,14 @@ class Lease:
         running = exists(said.get("pid")) if shared else None
         unlocked = _is_locked(file) is False if here or not said else False  # nothing said: killed as it was made
         if unlocked or running is False:
-            self.took_over = "" if "counted_ns" in said else _words(said)  # known and dead: a restart, nothing to tell
+            self.took_over = "" if "counted_ns" in said else words(said)  # known and dead: a restart, nothing to tell
             return True
         age = silent_for(said) or 0.0  # the clock of another machine says nothing
         if running and age < PATIENCE_S:
             raise self._in_use(said, age)
         now = self._moved(file, content, PATIENCE_S - age, said)
         if now is None:
-            self.took_over = _words(said)
+            self.took_over = words(said)
             return True
         if not now or _said(now).get("released"):
             return False
@@ -214,14 +214,14 @@ class Lease:
 
     def _in_use(self, said: dict[str, Any], age: float) -> StateInUseError:
         return StateInUseError(
-            f"{self.directory} is in use by {_words(said)}, last heard of {age:.0f} s ago. Stop that run, or give this one a "
+            f"{self.directory} is in use by {words(said)}, last heard of {age:.0f} s ago. Stop that run, or give this one a "
             "directory of its own."
         )
 
     def _moved(self, file: Path, content: bytes, patience: float, said: dict[str, Any]) -> bytes | None:
         """What the file says as soon as it says something else, nothing if it is gone; None: nobody counts there."""
         if patience > 1:
-            text = f"edgewise: {self.directory} may still be in use by {_words(said)}; watching it for {patience:.0f} s."
+            text = f"edgewise: {self.directory} may still be in use by {words(said)}; watching it for {patience:.0f} s."
             print(text, file=sys.stderr, flush=True)
         until = time.monotonic() + patience
         while time.monotonic() < until:
@@ -389,7 +389,8 @@ def _made(words: list[bytes]) -> tuple[int, int]:
     return (int(words[0][:9]), int(words[1][:12])) if len(words) > 1 else (0, 0)
 
 
-def _words(said: dict[str, Any]) -> str:
+def words(said: dict[str, Any]) -> str:
+    """Whom a lease names, for a message."""
     if not said:
         return "an unknown writer"
     return f"process {said.get('pid')} on host {said.get('host')!r} (lease {said.get('fence')}, since {said.get('started')})"
