@@ -13,7 +13,7 @@ import os
 import reprlib
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -256,7 +256,14 @@ def shown(value: object) -> str:
 
 _LONG = 10**60
 _DIGITS_PER_BIT = 0.30102999566398120
-_repr = reprlib.Repr()
+
+
+class _Short(reprlib.Repr):
+    """Long numbers inside of lists and mappings, too: as text they would fill the screen, or be refused by Python."""
+
+    def repr_int(self, x: int, level: int) -> str:
+        return shown(x) if abs(x) >= _LONG else repr(x)
+
+
+_repr = _Short()
 _repr.maxlevel, _repr.maxstring, _repr.maxother = 3, 82, 82
-_long: Callable[[int], str] = shown
-_repr.repr_int = lambda x, level: _long(x) if abs(x) >= _LONG else repr(x)  # type: ignore[method-assign]
